@@ -1,0 +1,75 @@
+"""What a scope and a unit tell their listeners."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sa_isolated_tasks._types import Outcome, TaskState, Timing
+
+__all__ = ["Listener", "ScopeWaiting", "UnitEnded", "UnitStarted"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStarted:
+    """
+    A unit is about to open its session.
+
+    *scope* is empty for a decorated function that was called rather than spawned. *queued* is in seconds.
+
+    .. versionadded:: 0.1.0
+    """
+
+    scope: str
+    unit: str
+    queued: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEnded:
+    """
+    A unit has ended: its session is closed and its connection is back in the pool.
+
+    *commits* counts all commits of the unit's session. *exception* is what awaiting the handle raises, or None.
+
+    .. versionadded:: 0.1.0
+    """
+
+    scope: str
+    unit: str
+    state: TaskState
+    outcome: Outcome
+    commits: int
+    timing: Timing
+    exception: BaseException | None
+    reason: str
+    spawned_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeWaiting:
+    """
+    A scope that is being left still waits for units: sent every 30 seconds. *waited* is in seconds.
+
+    .. versionadded:: 0.1.0
+    """
+
+    scope: str
+    waited: float
+    units: tuple[str, ...]
+
+
+class Listener(Protocol):
+    """
+    Gets the events of a scope, in the event loop, between two steps of its tasks.
+
+    A method must not block. What it raises is logged and changes nothing.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def unit_started(self, event: UnitStarted, /) -> None: ...
+
+    def unit_ended(self, event: UnitEnded, /) -> None: ...
+
+    def scope_waiting(self, event: ScopeWaiting, /) -> None: ...

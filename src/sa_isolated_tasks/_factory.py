@@ -1,0 +1,227 @@
+"""Where a unit's session comes from: what kinds of factory there are, and which of them cannot isolate."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import sqlalchemy.ext.asyncio as sa_asyncio
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
+
+from sa_isolated_tasks._types import Limit
+from sa_isolated_tasks._watch import Phase, Record, phase_of, record_of
+from sa_isolated_tasks.exceptions import DeclarationError, FakeIsolationError, LimitError
+
+__all__ = ["SessionFactory", "adopt", "resolve_limit"]
+
+# SQLAlchemy 1.4 has only the one.
+_MAKERS: tuple[type, ...] = (sessionmaker, getattr(sa_asyncio, "async_sessionmaker", sessionmaker))
+_ONE_CONNECTION = (StaticPool, SingletonThreadPool)
+_SESSIONMAKER = "Session = async_sessionmaker(engine)"
+
+
+@final
+class SessionFactory:
+    """
+    A factory that has passed the checks that need no session.
+
+    Raises:
+        DeclarationError: it is no callable without arguments that can give a session or an async context manager.
+    """
+
+    __slots__ = ("_checked", "make")
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        _check_declaration(factory)
+        self.make = factory
+        self._checked = False
+
+    def check_isolation(self) -> None:
+        """
+        Raises FakeIsolationError if that can be known without making a session; asks only once.
+
+        Raises:
+            FakeIsolationError: a scoped registry, or all its sessions would share a connection.
+        """
+        if not self._checked:
+            _check_registry(self.make)
+            if _is_maker(self.make):
+                _check_binds(_binds_of_maker(self.make))
+            self._checked = True
+
+    def binds(self) -> list[Any] | None:
+        """What the sessions are bound to, or None if only the factory's context manager knows. May make one session."""
+        self.check_isolation()
+        if _is_maker(self.make):
+            return None if _routes(self.make.class_, self.make.kw) else _binds_of_maker(self.make)  # type: ignore[attr-defined]
+        session = self.make()
+        if not isinstance(session, AsyncSession):
+            return None
+        binds = _binds_of_session(session)
+        _check_binds(binds)
+        return None if _routes(type(session), {"sync_session_class": type(session.sync_session)}) else binds
+
+
+def _is_maker(factory: Any) -> bool:
+    return isinstance(factory, _MAKERS)
+
+
+def _routes(cls: type, options: dict[str, Any]) -> bool:
+    """Whether the user's own ``get_bind`` decides about the engine, so that it cannot be known in advance."""
+    sync = options.get("sync_session_class", getattr(cls, "sync_session_class", Session))
+    return getattr(sync, "get_bind", None) is not Session.get_bind
+
+
+def _check_declaration(factory: Any) -> None:
+    name = getattr(factory, "__qualname__", type(factory).__name__)
+    problem = _problem_of(factory)
+    if problem is not None:
+        what, cure = problem
+        raise DeclarationError(
+            f"the session factory {name} is {what}",
+            why="a factory is called with no arguments, and gives an AsyncSession or an async context manager of one",
+            cure=cure,
+        )
+
+
+def _problem_of(factory: Any) -> tuple[str, str] | None:
+    if isinstance(factory, AsyncSession | Session):
+        return "a session, not a factory: every unit would get the same one", _SESSIONMAKER
+    if isinstance(factory, AsyncEngine | Engine):
+        return "an engine", "Session = async_sessionmaker(engine)"
+    if _is_maker(factory) and not issubclass(factory.class_, AsyncSession):
+        return "a sessionmaker of synchronous sessions", _SESSIONMAKER
+    if isinstance(factory, type) and issubclass(factory, Session):
+        return "a class of synchronous sessions", _SESSIONMAKER
+    if not callable(factory):
+        return "not callable", _SESSIONMAKER
+    return _problem_of_function(factory)
+
+
+def _problem_of_function(factory: Callable[..., Any]) -> tuple[str, str] | None:
+    inner = factory
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", "get_session")
+    if inspect.isasyncgenfunction(inner):
+        return "an async generator function", f"@contextlib.asynccontextmanager\nasync def {name}(): ..."
+    if inspect.isgeneratorfunction(inner):
+        return "a generator function", f"@contextlib.asynccontextmanager\nasync def {name}(): ..."
+    if inspect.iscoroutinefunction(inner):
+        return "an `async def`, which gives a coroutine", f"def {name}() -> AsyncSession: ..."
+    missing = _missing_arguments(factory)
+    if missing:
+        return f"called with no arguments, but needs {', '.join(missing)}", f"functools.partial({name}, ...)"
+    return None
+
+
+def _missing_arguments(factory: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # written in C, or a mock: it will show when it is called
+        return []
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+
+
+def _check_registry(factory: Any) -> None:
+    if isinstance(factory, async_scoped_session | scoped_session):
+        raise FakeIsolationError(
+            f"the factory is a scoped registry ({type(factory).__name__}): it gives one session to all who share its scope",
+            cure="isolated_session(registry.session_factory)",
+        )
+
+
+def _binds_of_maker(maker: Any) -> list[Any]:
+    return _unique([maker.kw.get("bind"), *(maker.kw.get("binds") or {}).values()])
+
+
+def _binds_of_session(session: AsyncSession) -> list[Any]:
+    # `AsyncSession.bind` does not exist on some versions when only `binds` was given; the sync session has both.
+    given = getattr(session, "binds", None) or {}
+    return _unique([getattr(session, "bind", None), session.sync_session.bind, *given.values()])
+
+
+def _unique(binds: Iterable[Any]) -> list[Any]:
+    sync = (bind.sync_engine if isinstance(bind, AsyncEngine) else bind for bind in binds if bind is not None)
+    return list({id(bind): bind for bind in sync}.values())
+
+
+def _check_binds(binds: list[Any]) -> None:
+    for bind in binds:
+        pool = getattr(bind, "pool", None)
+        if isinstance(bind, AsyncConnection) or pool is None:
+            raise FakeIsolationError(
+                "the factory is bound to one connection, which all its sessions share",
+                cure="Session = async_sessionmaker(engine)",
+            )
+        if isinstance(pool, _ONE_CONNECTION):
+            raise FakeIsolationError(
+                f"the factory's engine uses {type(pool).__name__}: all its sessions share one connection "
+                "(an in-memory SQLite database does so unless told otherwise)",
+            )
+
+
+def adopt(made: Any, *, in_use: bool) -> Record:
+    """
+    Takes over a session that a factory has given: nobody else may be using it.
+
+    A context manager may yield a session that is *in_use*: it has begun the transaction itself.
+
+    Raises:
+        DeclarationError: it is no AsyncSession.
+        FakeIsolationError: the factory has given it before, or it is in use, or it is bound to what others share.
+    """
+    _check_registry(made)
+    if not issubclass(type(made), AsyncSession):
+        raise DeclarationError(
+            f"the session factory gave a {type(made).__name__}",
+            why="it has to give an AsyncSession, or an async context manager that yields one",
+            cure=_SESSIONMAKER,
+        )
+    record = record_of(made.sync_session)
+    if record.isolated or not (in_use or phase_of(made.sync_session) is Phase.FRESH):
+        raise FakeIsolationError(
+            f"the factory gave a session ({type(made).__name__}) that it, or somebody else, has already used",
+            cure="def factory() -> AsyncSession: return AsyncSession(engine)",
+        )
+    _check_binds(_binds_of_session(made))
+    record.isolated = True
+    return record
+
+
+def resolve_limit(limit: Limit, factory: SessionFactory) -> int | None:
+    """
+    The number of units that may run at once, None for no limit.
+
+    Raises:
+        LimitError: "pool" was asked for and no size can be known.
+    """
+    binds = factory.binds()
+    if limit != "pool":
+        return limit
+    sizes = [_room_in(bind.pool, bind.dialect.name) for bind in binds or ()]
+    known = [size for size in sizes if size is not None]
+    if not known or len(known) < len(sizes):
+        raise LimitError(
+            'limit="pool" needs a factory whose engines are known and have a QueuePool, and this one\'s are not: '
+            f"{_why_unknown(binds)}",
+        )
+    return min(known)
+
+
+def _room_in(pool: Pool, dialect: str) -> int | None:
+    if dialect == "sqlite":  # one writer, whatever the pool
+        return 1
+    return max(pool.size() - 1, 1) if isinstance(pool, QueuePool) and pool.size() > 0 else None
+
+
+def _why_unknown(binds: list[Any] | None) -> str:
+    if binds is None:
+        return "a context manager or a get_bind() of your own decides"
+    return ", ".join(type(bind.pool).__name__ for bind in binds) or "it is bound to nothing"

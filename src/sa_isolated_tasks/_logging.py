@@ -1,0 +1,141 @@
+"""The listener that writes the log; it is a listener like any other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
+from sa_isolated_tasks._types import TaskState
+from sa_isolated_tasks.exceptions import DeclarationError
+
+__all__ = ["LOGGER", "LoggingListener", "notify", "with_logging"]
+
+_METHODS = ("unit_started", "unit_ended", "scope_waiting")
+
+LOGGER = logging.getLogger("sa_isolated_tasks")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingListener:
+    """
+    Logs units to the logger ``sa_isolated_tasks``.
+
+    DEBUG at the start of a unit; at its end INFO with its timing, or WARNING if *slow* seconds or more passed between
+    spawn and end, or ERROR with traceback for a failure. WARNING while a scope that is being left waits.
+
+    Every scope has one. To set *slow*, give one to the scope: ``TaskScope(..., listeners=[LoggingListener(slow=1.0)])``.
+
+    Args:
+        slow: seconds from which on an end is logged as WARNING; None for never.
+
+    .. versionadded:: 0.1.0
+    """
+
+    slow: float | None = None
+
+    def unit_started(self, event: UnitStarted, /) -> None:
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            LOGGER.debug("%s started (queued %.2fs)", event.unit, event.queued, extra=_extra(event))
+
+    def unit_ended(self, event: UnitEnded, /) -> None:
+        timing = event.timing
+        if event.state is TaskState.FAILED:
+            LOGGER.error(
+                "%s failed after %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s",
+                *_figures(event),
+                exc_info=event.exception,
+                extra=_extra_of_end(event),
+            )
+            return
+        slow = self.slow is not None and timing.total >= self.slow
+        level = logging.WARNING if slow else logging.INFO
+        if not LOGGER.isEnabledFor(level):
+            return
+        if event.state is TaskState.SUCCEEDED:
+            LOGGER.log(
+                level,
+                "%s completed in %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s",
+                *_figures(event),
+                extra=_extra_of_end(event),
+            )
+        else:
+            LOGGER.log(
+                level,
+                "%s cancelled after %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s: %s",
+                *_figures(event),
+                event.reason,
+                extra=_extra_of_end(event),
+            )
+
+    def scope_waiting(self, event: ScopeWaiting, /) -> None:
+        LOGGER.warning(
+            "scope %s has waited %.0fs for %d unit(s): %s",
+            event.scope,
+            event.waited,
+            len(event.units),
+            ", ".join(event.units),
+            extra={"sit_scope": event.scope, "sit_total": event.waited},
+        )
+
+
+def _figures(event: UnitEnded) -> tuple[object, ...]:
+    timing = event.timing
+    return (
+        event.unit,
+        timing.total,
+        timing.queued,
+        timing.body,
+        timing.commit,
+        timing.connection,
+        event.outcome.value,
+    )
+
+
+def _extra(event: UnitStarted | UnitEnded) -> dict[str, object]:
+    return {"sit_scope": event.scope, "sit_unit": event.unit}
+
+
+def _extra_of_end(event: UnitEnded) -> dict[str, object]:
+    timing = event.timing
+    return _extra(event) | {
+        "sit_state": event.state.value,
+        "sit_outcome": event.outcome.value,
+        "sit_commits": event.commits,
+        "sit_total": timing.total,
+        "sit_queued": timing.queued,
+        "sit_body": timing.body,
+        "sit_commit": timing.commit,
+        "sit_connection": timing.connection,
+        "sit_spawned_at": event.spawned_at,
+    }
+
+
+def with_logging(listeners: Sequence[Listener]) -> tuple[Listener, ...]:
+    """
+    The log comes first, so that a listener which raises cannot hide an event from it.
+
+    Raises:
+        DeclarationError: a listener lacks a method.
+    """
+    for listener in listeners:
+        missing = [name for name in _METHODS if not callable(getattr(listener, name, None))]
+        if missing:
+            raise DeclarationError(
+                f"the listener {type(listener).__name__} has no {', '.join(missing)}",
+                why="a listener has one method for each event",
+                cure=f"def {missing[0]}(self, event, /) -> None: ...",
+            )
+    if any(isinstance(listener, LoggingListener) for listener in listeners):
+        return tuple(listeners)
+    return (LoggingListener(), *listeners)
+
+
+def notify(listeners: Sequence[Listener], tell: Callable[[Listener], None]) -> None:
+    """Tells every listener; one that raises is logged and changes nothing."""
+    for listener in listeners:
+        try:
+            tell(listener)
+        except Exception:
+            LOGGER.exception("a listener raised: %s", type(listener).__name__)

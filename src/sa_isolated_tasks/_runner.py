@@ -1,0 +1,262 @@
+"""
+The engine of a scope: starts units in order, accounts for their ends, and knows when it is quiet.
+
+All accounting is in the done callback of a unit's task, which runs whatever became of the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import final
+
+from sa_isolated_tasks._context import current_seat
+from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
+from sa_isolated_tasks._handle import Entry
+from sa_isolated_tasks._logging import notify
+from sa_isolated_tasks._slots import Seat, Slots
+from sa_isolated_tasks._types import TaskState, UnitSnapshot
+from sa_isolated_tasks.exceptions import UnitCancelledError
+
+__all__ = ["REPORT_INTERVAL", "Runner"]
+
+REPORT_INTERVAL = 30.0
+"""Seconds between two reports of a scope that waits to be quiet."""
+
+
+@final
+class Runner:
+    """
+    Runs the units of one scope in one event loop.
+
+    *on_failure* is told of every unit that fails, in the done callback.
+    """
+
+    __slots__ = (
+        "_pumping",
+        "_queue",
+        "_quiet_waiters",
+        "counts",
+        "listeners",
+        "loop",
+        "name",
+        "on_failure",
+        "queued",
+        "running",
+        "slots",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        limit: int | None,
+        listeners: Sequence[Listener],
+        on_failure: Callable[[Entry], None],
+    ) -> None:
+        self.name = name
+        self.loop = asyncio.get_running_loop()
+        self.slots = Slots(limit, self._schedule)
+        self.listeners = tuple(listeners)
+        self.on_failure = on_failure
+        self.counts = dict.fromkeys((TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED), 0)
+        # A cancelled unit stays in the queue until its turn, so `queued` counts those that are left.
+        self.queued = 0
+        self.running: dict[Entry, None] = {}
+        self._queue: deque[Entry] = deque()
+        self._pumping = False
+        self._quiet_waiters: list[tuple[asyncio.Future[None], Sequence[Seat]]] = []
+
+    @property
+    def live(self) -> int:
+        return self.queued + len(self.running)
+
+    def entries(self) -> list[Entry]:
+        return [*self.running, *(entry for entry in self._queue if entry.state is TaskState.QUEUED)]
+
+    def snapshots(self, *, but: Seat | None = None) -> tuple[UnitSnapshot, ...]:
+        return tuple(entry.snapshot() for entry in self.entries() if entry.seat is not but)
+
+    def is_quiet(self, waiter: Seat | None) -> bool:
+        return self._is_quiet(_chain_of(waiter))
+
+    def submit(self, entry: Entry) -> None:
+        """Puts a unit into the queue. It starts in a later turn of the loop, never in the spawner's frame."""
+        self._queue.append(entry)
+        self.queued += 1
+        if self.slots.free > 0:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        # Q: Why not start it right here? A: An eager task factory would run the body inside `spawn`, and inside the
+        # done callback of another unit: test_scope.py::test_no_step_runs_before_spawn_returns.
+        if self.queued and not self._pumping:
+            self._pumping = True
+            self.loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        while self._queue:
+            if self._queue[0].state is not TaskState.QUEUED:
+                self._queue.popleft()
+            elif self.slots.take():
+                self._start(self._queue.popleft())
+            else:
+                return
+
+    def _start(self, entry: Entry) -> None:
+        self.queued -= 1
+        self.running[entry] = None
+        entry.seat.holds = True
+        context = entry.context
+        assert context is not None  # noqa: S101 -- only the end of a unit drops it
+        task = context.run(self.loop.create_task, self._main(entry))
+        task.set_name(entry.name)
+        task.add_done_callback(functools.partial(self._task_done, entry))
+        if entry.task is None and not task.done():
+            entry.task = task  # not eager: `_main` has not begun
+
+    async def _main(self, entry: Entry) -> None:
+        current_seat.set(entry.seat)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- a coroutine that runs has one
+        entry.start(task)
+        notify(
+            self.listeners,
+            lambda listener: listener.unit_started(UnitStarted(self.name, entry.name, entry.queued_seconds)),
+        )
+        try:
+            entry.succeed(await entry.unit.run())
+        except asyncio.CancelledError as error:
+            self._cancelled(entry, task, error)
+        except (KeyboardInterrupt, SystemExit) as error:
+            entry.fail(error)
+            raise
+        except BaseException as error:  # noqa: BLE001 -- it is in the handle and in the log; the task has nobody to tell
+            entry.fail(error)
+
+    def _cancelled(self, entry: Entry, task: asyncio.Task[None], error: asyncio.CancelledError) -> None:
+        if entry.cancel_reason is None and task.cancelling():
+            entry.cancel_reason = "its task was cancelled"
+        if entry.cancel_reason is not None:
+            return
+        # Nobody asked: the body has awaited something that was cancelled. That is a failure, and has to be seen as one.
+        stray = UnitCancelledError(
+            f"{entry.name} ended with a CancelledError, but nobody had cancelled it",
+            where=entry.where,
+            why="something that the unit awaited was cancelled; a CancelledError is for the task that is cancelled itself",
+            cure="except asyncio.CancelledError: ...  # around the await of what may be cancelled",
+        )
+        stray.__cause__ = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        entry.fail(stray)
+
+    def _task_done(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # it is the handle's; the task's copy would be reported as never retrieved
+        del self.running[entry]
+        self._end(entry)
+
+    def _end(self, entry: Entry) -> None:
+        """The end of every unit, whether it ever ran or not."""
+        if not self.live:
+            # A dict keeps the table of its largest size, and the queue the units that were cancelled in it.
+            self.running = {}
+            self._queue.clear()
+        state = TaskState.SUCCEEDED
+        if entry.exception is not None:
+            state = TaskState.FAILED
+        elif entry.cancel_reason is not None or entry.state is TaskState.QUEUED:
+            state = TaskState.CANCELLED
+            entry.cancel_reason = entry.cancel_reason or "its task was cancelled"
+            entry.exception = entry.cancelled_error()
+        self.counts[state] += 1
+        entry.end(state)
+        ended = self._ended_event(entry)
+        notify(self.listeners, lambda listener: listener.unit_ended(ended))
+        if state is TaskState.FAILED:
+            self.on_failure(entry)
+        for quiet, exempt in self._quiet_waiters:
+            if not quiet.done() and self._is_quiet(exempt):
+                quiet.set_result(None)
+
+    def _ended_event(self, entry: Entry) -> UnitEnded:
+        return UnitEnded(
+            scope=self.name,
+            unit=entry.name,
+            state=entry.state,
+            outcome=entry.unit.outcome,
+            commits=entry.unit.commits,
+            timing=entry.timing,
+            exception=entry.exception,
+            reason=entry.cancel_reason or "",
+            spawned_at=entry.where,
+        )
+
+    def cancel(self, entry: Entry, reason: str) -> bool:
+        """Cancels one unit; only the first call reaches it, so that its clean-up is not cut off."""
+        if entry.state.ended:
+            return False
+        if entry.cancel_reason is not None:
+            return True
+        if entry in self.running and (entry.task is None or not entry.task.cancel(reason)):
+            return False  # its task is done, and its end will be accounted for in the next turn of the loop
+        entry.cancel_reason = reason
+        entry.unit.cancel_requested = True
+        if entry not in self.running:
+            self.queued -= 1
+            self._end(entry)
+        return True
+
+    def cancel_all(self, reason: str, *, but: Seat | None = None) -> None:
+        for entry in self.entries():
+            if entry.seat is not but:
+                self.cancel(entry, reason)
+
+    async def quiet(self, waiter: Seat | None) -> None:
+        """
+        Waits until no unit is left, apart from the one that waits, and those around it.
+
+        A unit that waits here lends its slot meanwhile: what it waits for may be in the queue.
+        """
+        if waiter is None or waiter.ended:
+            await self._until_quiet(())
+            return
+        others = Seat(None)
+        waiter.wait_for(others)
+        try:
+            await self._until_quiet(_chain_of(waiter))
+            others.leave()
+            await waiter.come_back()
+        except BaseException:
+            waiter.stop_waiting_for(others)
+            raise
+
+    async def _until_quiet(self, exempt: Sequence[Seat]) -> None:
+        started = self.loop.time()
+        due = started + REPORT_INTERVAL
+        while not self._is_quiet(exempt):
+            quiet: asyncio.Future[None] = self.loop.create_future()
+            self._quiet_waiters.append((quiet, exempt))
+            try:
+                await asyncio.wait([quiet], timeout=max(due - self.loop.time(), 0))
+            finally:
+                self._quiet_waiters.remove((quiet, exempt))
+            if self.loop.time() >= due:
+                self._report(self.loop.time() - started)
+                due += REPORT_INTERVAL
+
+    def _is_quiet(self, exempt: Sequence[Seat]) -> bool:
+        return self.live <= sum(seat.slots is self.slots and not seat.ended for seat in exempt)
+
+    def _report(self, waited: float) -> None:
+        event = ScopeWaiting(self.name, waited, tuple(entry.name for entry in self.entries()))
+        notify(self.listeners, lambda listener: listener.scope_waiting(event))
+
+
+def _chain_of(seat: Seat | None) -> list[Seat]:
+    chain: list[Seat] = []
+    while seat is not None:
+        chain.append(seat)
+        seat = seat.parent
+    return chain

@@ -1,0 +1,176 @@
+"""
+Who may run: the slots of a scope, and the seat of each unit.
+
+The invariant that rules out deadlock: *a unit that waits for a unit without a slot has no slot itself*.
+So a slot is always held by a unit that can go on, or by one that waits for such a unit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import final
+
+__all__ = ["Seat", "Slots"]
+
+
+@final
+class Slots:
+    """
+    The slots of one scope.
+
+    Units that lent their slot and want it back come before the units in the queue: they may hold connections.
+    *on_free* is called when a slot is left for the queue.
+    """
+
+    __slots__ = ("free", "limit", "on_free", "returning")
+
+    def __init__(self, limit: int | None, on_free: Callable[[], None]) -> None:
+        self.limit = limit
+        self.free: float = math.inf if limit is None else limit
+        self.returning: deque[Seat] = deque()
+        self.on_free = on_free
+
+    def take(self) -> bool:
+        if self.free <= 0 or self.returning:
+            return False
+        self.free -= 1
+        return True
+
+    def give(self) -> None:
+        self.free += 1
+        self.serve()
+
+    def serve(self) -> None:
+        while self.free > 0 and self.returning:
+            self.free -= 1
+            self.returning.popleft().sit_down()
+        if self.free > 0:
+            self.on_free()
+
+
+@final
+class Seat:
+    """
+    The place of one unit: whether it holds a slot, which units it waits for, and which wait for it.
+
+    *slots* is None for the seat of something that is no unit but can be waited for: "everyone else has ended".
+    """
+
+    __slots__ = ("ended", "holds", "parent", "slots", "targets", "turn", "watchers")
+
+    def __init__(self, slots: Slots | None, parent: Seat | None = None) -> None:
+        self.slots = slots
+        self.parent = parent
+        self.holds = False
+        self.ended = False
+        # Lists, not sets: `gather(handle, handle)` waits twice.
+        self.targets: list[Seat] = []
+        self.watchers: list[Seat] = []
+        self.turn: asyncio.Future[None] | None = None
+
+    def belongs_to(self, slots: Slots) -> bool:
+        """Whether this is the seat of a living unit of that scope, or of one that such a unit has spawned elsewhere."""
+        seat: Seat | None = self
+        while seat is not None:
+            if seat.slots is slots and not seat.ended:
+                return True
+            seat = seat.parent
+        return False
+
+    def wait_for(self, target: Seat) -> None:
+        self.targets.append(target)
+        target.watchers.append(self)
+        if not target.holds:
+            self.lend()
+
+    def lend(self) -> None:
+        """
+        Gives the slot away, and with it those of all who wait for this unit.
+
+        Why theirs too? They hold slots, wait for a unit that now waits for a slot, and would starve it:
+        ``test_slots.py::test_who_waits_for_a_lender_lends_too``.
+        """
+        lenders = [self]
+        while lenders:
+            seat = lenders.pop()
+            if seat.slots is None:
+                continue
+            if seat.holds:
+                seat.holds = False
+                lenders.extend(seat.watchers)
+                seat.slots.give()
+            elif seat in seat.slots.returning:
+                # It was about to take its slot back, but another branch of it now waits for a slotless unit.
+                seat.slots.returning.remove(seat)
+                seat._wake()
+
+    def stop_waiting_for(self, target: Seat) -> None:
+        """
+        The waiter was cancelled: it goes on at once, and takes a slot even if none is free.
+
+        Why not wait for one? It is being cancelled; a clean-up that waits for other units might never come to an end.
+        """
+        if self in target.watchers:
+            target.watchers.remove(self)
+            self.targets.remove(target)
+        if self.holds or self.slots is None or self.waits_for_a_slotless_unit():
+            return
+        if self in self.slots.returning:
+            self.slots.returning.remove(self)
+        self.slots.free -= 1
+        self.sit_down()
+
+    def waits_for_a_slotless_unit(self) -> bool:
+        return any(not target.holds for target in self.targets)
+
+    async def come_back(self) -> None:
+        """
+        Waits for the slot that was lent, after what this unit waited for has ended.
+
+        A unit that still waits for another slotless one (in another branch of a ``gather``) goes on without: taking the
+        slot would break the invariant.
+        """
+        while not (self.holds or self.ended or self.waits_for_a_slotless_unit()):
+            if self.turn is None:
+                self.turn = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self.turn])
+
+    def sit_down(self) -> None:
+        self.holds = True
+        self._wake()
+
+    def leave(self) -> None:
+        """The unit has ended: those who waited for it get their slots back before anyone new starts."""
+        self.ended = True
+        self.parent = None
+        watchers, self.watchers = self.watchers, []
+        for watcher in watchers:
+            watcher.targets.remove(self)
+        for watcher in dict.fromkeys(watchers):
+            watcher._queue_for_return()
+        for target in self.targets:
+            target.watchers.remove(self)
+        self.targets.clear()
+        self._wake()
+        if self.slots is None:
+            return
+        if self in self.slots.returning:
+            self.slots.returning.remove(self)
+        if self.holds:
+            self.holds = False
+            self.slots.give()
+
+    def _queue_for_return(self) -> None:
+        if self.holds or self.ended or self.slots is None or self.waits_for_a_slotless_unit():
+            return
+        if self not in self.slots.returning:
+            self.slots.returning.append(self)
+            self.slots.serve()
+
+    def _wake(self) -> None:
+        if self.turn is not None and not self.turn.done():
+            self.turn.set_result(None)
+        self.turn = None

@@ -1,0 +1,142 @@
+"""The words of the package as types: states, outcomes, timings and the shapes of factories."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+__all__ = [
+    "Context",
+    "Factory",
+    "Guard",
+    "Limit",
+    "OnFailure",
+    "Outcome",
+    "ScopeSnapshot",
+    "SessionT",
+    "TaskState",
+    "Timing",
+    "UnitSnapshot",
+    "Welcome",
+]
+
+SessionT = TypeVar("SessionT", bound=AsyncSession)
+
+Factory: TypeAlias = Callable[[], AsyncSession | AbstractAsyncContextManager[AsyncSession, Any]]
+Limit: TypeAlias = int | Literal["pool"] | None
+OnFailure: TypeAlias = Literal["log", "raise", "cancel"]
+Context: TypeAlias = Literal["copy", "fresh"]
+Guard: TypeAlias = Literal["raise", "warn", "off"]
+
+
+class TaskState(enum.Enum):
+    """
+    What became of a task; what became of its transaction is the `Outcome`.
+
+    .. versionadded:: 0.1.0
+    """
+
+    WAITING = "waiting"
+    """For its parent's commit."""
+    QUEUED = "queued"
+    """For a slot: neither a task nor a session yet."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DROPPED = "dropped"
+    """Its parent never committed, so it never ran."""
+
+    @property
+    def ended(self) -> bool:
+        return self not in _LIVE
+
+
+_LIVE = frozenset({TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING})
+
+
+class Outcome(enum.Enum):
+    """
+    What became of the last transaction of a unit.
+
+    .. versionadded:: 0.1.0
+    """
+
+    NONE = "none"
+    """The database was never touched."""
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    UNKNOWN = "unknown"
+    """The connection died during the commit: the rows may be there or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """
+    Where the time of a unit went, in seconds of a monotonic clock.
+
+    *total* runs from the spawn (or the call) to the end; *queued* is the part of it that was spent waiting for a slot;
+    *body* the function's own run; *commit* the final commit or rollback; *connection* the time in which a transaction
+    held a connection, which overlaps with *body* and *commit*.
+
+    .. versionadded:: 0.1.0
+    """
+
+    total: float = 0.0
+    queued: float = 0.0
+    body: float = 0.0
+    commit: float = 0.0
+    connection: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSnapshot:
+    """
+    One unit, frozen at a moment.
+
+    *age* is in seconds since the spawn; *spawned_at* is ``file:line``.
+
+    .. versionadded:: 0.1.0
+    """
+
+    name: str
+    state: TaskState
+    outcome: Outcome
+    age: float
+    spawned_at: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.state.value} for {self.age:.2f}s, spawned at {self.spawned_at})"
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeSnapshot:
+    """
+    One scope, frozen at a moment: for a person or a metric.
+
+    *limit* is the resolved number of units that may run at once, None for no limit.
+    *started* and the fields after it count since the scope was started.
+
+    .. versionadded:: 0.1.0
+    """
+
+    name: str
+    state: str
+    limit: int | None
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    units: tuple[UnitSnapshot, ...]
+
+
+class Welcome:
+    """Marks what the guard lets pass unseen: scopes, handles and isolated functions may be arguments of a unit."""
+
+    __slots__ = ("__weakref__",)

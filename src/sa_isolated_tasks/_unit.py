@@ -1,0 +1,315 @@
+"""
+One unit: a session is opened, a body runs in it, the transaction is committed or rolled back, the session is closed.
+
+::
+
+    NEW ──> OPENING ──> BODY ──> COMMITTING ──> CLOSING ──> ENDED
+                          │           │            ▲
+                          └───────────┴─> ROLLING_BACK
+
+Every failure on the way goes through ROLLING_BACK and CLOSING; there is no way past CLOSING.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import sys
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from time import perf_counter
+from typing import Any, Generic, TypeVar, cast, final
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.state import InstanceState
+
+from sa_isolated_tasks._factory import SessionFactory, adopt
+from sa_isolated_tasks._signature import code_of
+from sa_isolated_tasks._types import Outcome, Timing
+from sa_isolated_tasks._watch import Record
+from sa_isolated_tasks.exceptions import IsolatedTasksWarning
+
+__all__ = ["Phase", "Unit", "finish", "settle"]
+
+R = TypeVar("R")
+_T = TypeVar("_T")
+
+
+class Phase(enum.Enum):
+    """Where in its life a unit is."""
+
+    NEW = enum.auto()
+    OPENING = enum.auto()
+    BODY = enum.auto()
+    COMMITTING = enum.auto()
+    ROLLING_BACK = enum.auto()
+    CLOSING = enum.auto()
+    ENDED = enum.auto()
+
+
+@final
+class Unit(Generic[R]):
+    """
+    One run of *body* in a session of its own.
+
+    Args:
+        factory: gives the session, or a context manager of one.
+        body: called with the session, in the task that runs the unit.
+        source: the user's function, for warnings.
+        timeout: seconds that the body may take; past it the unit fails with ``TimeoutError``.
+    """
+
+    __slots__ = (
+        "_body",
+        "_body_seconds",
+        "_commit_seconds",
+        "_factory",
+        "_record",
+        "_source",
+        "_timeout",
+        "cancel_requested",
+        "lost_in_commit",
+        "phase",
+    )
+
+    def __init__(
+        self,
+        factory: SessionFactory,
+        body: Callable[[AsyncSession], Coroutine[Any, Any, R]],
+        source: Any,
+        timeout: float | None = None,
+    ) -> None:
+        self._factory = factory
+        self._body = body
+        self._source = source
+        self._timeout = timeout
+        self._record: Record | None = None
+        self._body_seconds = 0.0
+        self._commit_seconds = 0.0
+        self.phase = Phase.NEW
+        self.cancel_requested = False
+        self.lost_in_commit = False
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.lost_in_commit:
+            return Outcome.UNKNOWN
+        return Outcome.NONE if self._record is None else self._record.outcome
+
+    @property
+    def commits(self) -> int:
+        return 0 if self._record is None else self._record.commits
+
+    def timing(self, total: float, queued: float) -> Timing:
+        held = 0.0 if self._record is None else self._record.held
+        return Timing(total, queued, self._body_seconds, self._commit_seconds, held)
+
+    async def run(self) -> R:
+        """
+        Runs the unit to its end in the current task.
+
+        Blocks as long as the body does. Cancelling cancels the body, rolls back and closes; a commit that has begun is
+        awaited first. The body's exception comes out as it is.
+        """
+        asked = _times_cancelled()
+        self.phase = Phase.OPENING
+        try:
+            made = self._factory.make()
+            if isinstance(made, AbstractAsyncContextManager) and not isinstance(made, AsyncSession):
+                result = await self._run_inside(made, asked)
+            else:
+                self._record = adopt(made, in_use=False)
+                result = await self._run_with(made, asked)
+        finally:
+            self.phase = Phase.ENDED
+        self._warn_about(result)
+        return result
+
+    async def _run_with(self, session: AsyncSession, asked: int) -> R:
+        """A session from a plain factory: commit, rollback and close are the unit's."""
+        try:
+            result = await self._run_body(session, asked)
+            await self._commit(session)
+        except GeneratorExit:
+            # The event loop has gone, and this coroutine is being collected: nothing can be awaited any more.
+            raise
+        except BaseException as error:
+            await self._roll_back(session, error)
+            await self._close(session, error)
+            raise
+        await self._close(session, None)
+        return result
+
+    async def _run_inside(self, manager: AbstractAsyncContextManager[Any, Any], asked: int) -> R:
+        """A context manager owns its transaction: it is entered and exited, here in one task, and nothing else."""
+        session = await manager.__aenter__()
+        try:
+            self._record = adopt(session, in_use=True)
+            result = await self._run_body(session, asked)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.phase = Phase.ROLLING_BACK
+            # What it answers does not matter: a suppressed exception would leave the unit without a result.
+            with self._timing_commit():
+                await manager.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self.phase = Phase.COMMITTING
+        with self._timing_commit():
+            await manager.__aexit__(None, None, None)
+        return result
+
+    async def _run_body(self, session: AsyncSession, asked: int) -> R:
+        self.phase = Phase.BODY
+        started = perf_counter()
+        try:
+            if self._timeout is None:
+                result = await self._body(session)
+            else:
+                result = await self._run_body_in_time(session, self._timeout)
+        finally:
+            self._body_seconds = perf_counter() - started
+        # Q: The body returned; why ask? A: It may have swallowed the cancellation, or a TaskGroup in it has, and half of
+        # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
+        if self.cancel_requested or _times_cancelled() > asked:
+            raise asyncio.CancelledError
+        return result
+
+    async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
+        async with asyncio.timeout(seconds) as deadline:
+            result = await self._body(session)
+        if deadline.expired():  # the body swallowed it
+            raise TimeoutError
+        return result
+
+    async def _commit(self, session: AsyncSession) -> None:
+        if not session.in_transaction():
+            return
+        self.phase = Phase.COMMITTING
+        try:
+            with self._timing_commit():
+                await finish(session.commit())
+        except DBAPIError as error:
+            # Without a statement it was COMMIT itself that failed; if the connection died with it, nobody knows.
+            self.lost_in_commit = error.connection_invalidated and error.statement is None
+            raise
+
+    async def _roll_back(self, session: AsyncSession, error: BaseException) -> None:
+        if not session.in_transaction():
+            return
+        self.phase = Phase.ROLLING_BACK
+        try:
+            with self._timing_commit():
+                await finish(session.rollback())
+        except asyncio.CancelledError:
+            pass  # it came during the rollback, which is complete; *error* ends the task just as well
+        except BaseException as failure:
+            error.add_note(f"the rollback failed too: {failure!r}")
+
+    async def _close(self, session: AsyncSession, error: BaseException | None) -> None:
+        self.phase = Phase.CLOSING
+        if _closes_without_io(session):
+            session.sync_session.close()
+            return
+        try:
+            await finish(session.close())
+        except asyncio.CancelledError:
+            if error is None:
+                raise
+        except BaseException as failure:
+            await finish(session.invalidate())
+            if error is None:
+                raise
+            error.add_note(f"closing the session failed too: {failure!r}")
+
+    @contextlib.contextmanager
+    def _timing_commit(self) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self._commit_seconds += perf_counter() - started
+
+    def _warn_about(self, result: object) -> None:
+        for instance, state in _instances_in(result):
+            if state.expired or state.session is not None:
+                problem = "expired" if state.expired else "attached to a session"
+                code = code_of(self._source)
+                warnings.warn_explicit(
+                    f"{code.co_qualname}() returned an instance of {type(instance).__name__} that is {problem}: reading it "
+                    "fails, because the unit's session is closed. Return plain values, or use "
+                    "async_sessionmaker(engine, expire_on_commit=False).",
+                    IsolatedTasksWarning,
+                    code.co_filename,
+                    code.co_firstlineno,
+                )
+                return
+
+
+async def finish(work: Coroutine[Any, Any, _T]) -> _T:
+    """Awaits *work* to its end, however often this task is cancelled meanwhile; then the cancellation goes on."""
+    result, cancelled = await settle(work)
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def settle(work: Coroutine[Any, Any, _T]) -> tuple[_T, asyncio.CancelledError | None]:
+    """
+    As `finish`, but gives the cancellation back together with the result.
+
+    *work* runs in a task of its own. Its exception goes before the cancellation's.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    shield: AbstractContextManager[Any] = contextlib.nullcontext()
+    while not task.done():
+        try:
+            with shield:
+                await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            # Q: Why not just go round again? A: An anyio cancel scope cancels in every turn of the loop, and one core
+            # would be busy until the commit is through: test_unit.py::test_anyio_does_not_spin_during_a_commit.
+            shield = _anyio_shield()
+    return task.result(), cancelled
+
+
+def _anyio_shield() -> AbstractContextManager[Any]:
+    """Anyio is no dependency: if nobody has imported it, no cancel scope of it can be around."""
+    anyio = sys.modules.get("anyio")
+    return (
+        contextlib.nullcontext()
+        if anyio is None
+        else cast("AbstractContextManager[Any]", anyio.CancelScope(shield=True))
+    )
+
+
+def _closes_without_io(session: AsyncSession) -> bool:
+    """No connection is held, and nobody has put code of their own into ``close()``."""
+    plain = type(session).close is AsyncSession.close and type(session.sync_session).close is Session.close
+    return plain and not session.in_transaction()
+
+
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _instances_in(result: object) -> list[tuple[object, InstanceState[Any]]]:
+    """The mapped instances in a result, one level deep."""
+    candidates: list[object] = [result]
+    if isinstance(result, list | tuple | set | frozenset):
+        candidates.extend(result)
+    elif isinstance(result, dict):
+        candidates.extend(result.values())
+    found = []
+    for candidate in candidates:
+        state = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
+        if isinstance(state, InstanceState):
+            found.append((candidate, state))
+    return found

@@ -1,0 +1,219 @@
+"""
+Every error that this package raises.
+
+::
+
+    Exception
+    └── IsolatedTasksError
+        ├── SessionPassedError           SIT101  a session, connection, transaction or result was passed
+        │   └── ClosedSessionError       SIT102  ... and it is known to be closed
+        ├── InstancePassedError          SIT103  an attached or expired mapped instance was passed
+        ├── FakeIsolationError           SIT104  the factory cannot isolate
+        ├── ScopeClosedError             SIT201  spawn on a closed, or not yet started, scope
+        ├── WrongLoopError               SIT202  used from another loop or thread
+        ├── ShutdownError                SIT204  units survived the cancellation
+        ├── UnitCancelledError           SIT206  awaiting a handle whose unit was cancelled
+        ├── LimitError (ValueError)      SIT208  limit="pool" where no pool size can be known
+        └── DeclarationError (TypeError) SIT301  refused at decoration or at spawn
+    UserWarning
+    └── IsolatedTasksWarning
+
+The text of an error has one line each for what happened, where, why it is wrong, the cure, and the page that says more.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "ClosedSessionError",
+    "DeclarationError",
+    "FakeIsolationError",
+    "InstancePassedError",
+    "IsolatedTasksError",
+    "IsolatedTasksWarning",
+    "LimitError",
+    "ScopeClosedError",
+    "SessionPassedError",
+    "ShutdownError",
+    "UnitCancelledError",
+    "WrongLoopError",
+]
+
+
+class IsolatedTasksWarning(UserWarning):
+    """
+    Something will not work as written, but nothing is lost yet.
+
+    Issued for a result that is an expired or attached mapped instance, and in place of an error under ``guard="warn"``.
+
+    .. versionadded:: 0.1.0
+    """
+
+
+class IsolatedTasksError(Exception):
+    """
+    The base of every error of this package.
+
+    Attributes:
+        code: the stable code, ``SIT###``; also the anchor in *docs/errors.md*.
+        what: what happened, in one sentence.
+        where: ``file:line`` of the call, and its source, if they are known.
+        why: why it is wrong.
+        cure: the line of code that cures it.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code: ClassVar[str] = "SIT000"
+    why: str = ""
+    cure: str = ""
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", cure: str = "") -> None:
+        # Only *what* is in `args`: that, and `__dict__`, is what pickle and copy carry.
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        if why:
+            self.why = why
+        if cure:
+            self.cure = cure
+
+    def __str__(self) -> str:
+        details = (("at", self.where), ("why", self.why), ("cure", self.cure))
+        lines = [f"  {label + ':':<6}{text}" for label, text in details if text]
+        return "\n".join([f"[{self.code}] {self.what}", *lines, f"  docs: docs/errors.md#{self.code.lower()}"])
+
+
+class SessionPassedError(IsolatedTasksError):
+    """
+    A session, connection, transaction or result was passed to a unit.
+
+    Raised at the call, before anything starts.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT101"
+    why = (
+        "it belongs to the code that opened it, which will commit, roll back or close it while the unit runs; "
+        "the unit is given a session of its own"
+    )
+
+
+class ClosedSessionError(SessionPassedError):
+    """
+    A session or connection was passed to a unit, and it is known to be closed.
+
+    A closed session does not refuse work: it silently begins again, takes a connection and never gives it back.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT102"
+    why = (
+        "a closed session refuses nothing: used again, it takes a connection out of the pool and never returns it; "
+        "the unit is given a session of its own"
+    )
+
+
+class InstancePassedError(IsolatedTasksError):
+    """
+    A mapped instance was passed that is attached to another session, or wholly expired and detached.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT103"
+    why = "reading it loads through a session that is not the unit's, or fails; the unit must load its own copy"
+
+
+class FakeIsolationError(IsolatedTasksError):
+    """
+    The factory cannot isolate: its sessions would share a connection or a transaction.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT104"
+    why = "two units would share one transaction: the rollback of one would undo the rows of the other"
+    cure = 'Session = async_sessionmaker(create_async_engine("sqlite+aiosqlite:///app.db"))'
+
+
+class ScopeClosedError(IsolatedTasksError):
+    """
+    A unit was spawned on a scope that is closing, closed or not yet started.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT201"
+    why = "nobody would wait for the unit"
+
+
+class WrongLoopError(IsolatedTasksError):
+    """
+    A scope or a handle was used from another event loop or thread than its own.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT202"
+    why = "a scope, its engine's connections and its units belong to one event loop"
+    cure = "loop.call_soon_threadsafe(scope.spawn, fn)"
+
+
+class ShutdownError(IsolatedTasksError):
+    """
+    Units survived their cancellation for *cancel_timeout* seconds.
+
+    Attributes:
+        survivors: one frozen snapshot per unit: name, age, spawn line.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT204"
+    why = "a unit that is cancelled has to end: something in it waits without end, or swallows the cancellation"
+    cure = "except asyncio.CancelledError: raise"
+    survivors: tuple[object, ...] = ()
+
+
+class UnitCancelledError(IsolatedTasksError):
+    """
+    A handle was awaited whose unit was cancelled.
+
+    Never a bare ``CancelledError``, which would cancel the waiter.
+
+    Attributes:
+        reason: what was given to ``cancel()``, or what cancelled the unit.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT206"
+    why = "a cancelled unit has no result"
+    cure = "if handle.state is TaskState.CANCELLED: ..."
+    reason: str = ""
+
+
+class LimitError(IsolatedTasksError, ValueError):
+    """
+    The scope's *limit* is wrong, or is ``"pool"`` where no pool size can be known.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT208"
+    why = 'limit="pool" runs at most pool.size() - 1 units, so that one connection stays with the application'
+    cure = "TaskScope(Session, name=..., limit=10)"
+
+
+class DeclarationError(IsolatedTasksError, TypeError):
+    """
+    What was decorated, spawned or given as a factory is not what it has to be.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT301"
