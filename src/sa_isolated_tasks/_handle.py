@@ -116,7 +116,8 @@ class Entry:
         """
         Keeps the exception without the runner's own frame.
 
-        That frame refers to this entry, and the exception to the frame: a cycle that only the garbage collector could free.
+        That frame refers to this entry, and the exception to the frame: a cycle that only the garbage collector could
+        free: test_handle.py::test_a_failed_unit_is_freed_without_the_garbage_collector.
         """
         self._traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
         self.exception = error.with_traceback(self._traceback)
@@ -132,8 +133,12 @@ class Entry:
             if not waiter.done():
                 waiter.set_result(None)
         for callback, context in self._callbacks or ():
-            self.runner.loop.call_soon(callback, TaskHandle(self), context=context)
+            self._call_soon(callback, context)
         self._waiters = self._callbacks = None
+
+    def _call_soon(self, callback: _Callback, context: contextvars.Context) -> None:
+        handle: TaskHandle[Any] = TaskHandle(self)
+        self.runner.loop.call_soon(callback, handle, context=context)
 
     def cancelled_error(self) -> UnitCancelledError:
         reason = self.cancel_reason or "no reason was given"
@@ -183,7 +188,7 @@ class Entry:
 
     def add_callback(self, callback: _Callback, context: contextvars.Context) -> None:
         if self.state.ended:
-            self.runner.loop.call_soon(callback, TaskHandle(self), context=context)
+            self._call_soon(callback, context)
         elif self._callbacks is None:
             self._callbacks = [(callback, context)]
         else:
@@ -195,9 +200,10 @@ class TaskHandle(Welcome, Generic[R_co]):
     """
     What `TaskScope.spawn` returns: one unit, as its spawner sees it.
 
-    Awaiting it blocks until the unit has ended and its session is closed, then gives its result or raises its exception,
-    or `UnitCancelledError`. Cancelling who awaits does not cancel the unit; a unit that awaits a queued unit lends it its slot.
-    It may be dropped: the scope keeps the unit. It may be awaited more than once. Two handles of one unit are equal.
+    Awaiting it blocks until the unit has ended and its session is closed, then gives its result or raises its
+    exception, or `UnitCancelledError`. Cancelling who awaits does not cancel the unit; a unit that awaits a queued unit
+    lends it its slot. It may be dropped: the scope keeps the unit. It may be awaited more than once. Two handles of one
+    unit are equal.
 
     .. versionadded:: 0.1.0
     """
@@ -221,7 +227,7 @@ class TaskHandle(Welcome, Generic[R_co]):
 
     @property
     def name(self) -> str:
-        """The function's qualified name, or the one given in ``options()``, and a number that is unique in the scope."""
+        """The function's qualified name, or the one given in ``options()``, and a number unique in the scope."""
         return self._entry.name
 
     @property
@@ -252,8 +258,8 @@ class TaskHandle(Welcome, Generic[R_co]):
         """
         Asks the unit to end; returns at once.
 
-        A queued unit never starts. A running one gets one ``CancelledError`` at its next suspension, rolls back and closes;
-        a commit that has begun is awaited first. Asking again does nothing.
+        A queued unit never starts. A running one gets one ``CancelledError`` at its next suspension, rolls back and
+        closes; a commit that has begun is awaited first. Asking again does nothing.
 
         Args:
             reason: for the log, and for `UnitCancelledError.reason`.
@@ -293,7 +299,7 @@ class TaskHandle(Welcome, Generic[R_co]):
         """
         Calls *callback* with the handle in the event loop, soon after the unit has ended, or soon if it has.
 
-        What it raises goes to the loop's exception handler. It is for accounting; a callback cannot delay the scope's exit.
+        What it raises goes to the loop's exception handler. It is for accounting; it cannot delay the scope's exit.
         """
         self._entry.add_callback(callback, contextvars.copy_context() if context is None else context)
 

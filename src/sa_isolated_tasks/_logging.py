@@ -25,7 +25,7 @@ class LoggingListener:
     DEBUG at the start of a unit; at its end INFO with its timing, or WARNING if *slow* seconds or more passed between
     spawn and end, or ERROR with traceback for a failure. WARNING while a scope that is being left waits.
 
-    Every scope has one. To set *slow*, give one to the scope: ``TaskScope(..., listeners=[LoggingListener(slow=1.0)])``.
+    Every scope has one. To set *slow*, give one: ``TaskScope(..., listeners=[LoggingListener(slow=1.0)])``.
 
     Args:
         slow: seconds from which on an end is logged as WARNING; None for never.

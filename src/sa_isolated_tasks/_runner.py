@@ -133,7 +133,7 @@ class Runner:
         except (KeyboardInterrupt, SystemExit) as error:
             entry.fail(error)
             raise
-        except BaseException as error:  # noqa: BLE001 -- it is in the handle and in the log; the task has nobody to tell
+        except BaseException as error:  # noqa: BLE001 -- it is in the handle and in the log; nobody awaits the task
             entry.fail(error)
 
     def _cancelled(self, entry: Entry, task: asyncio.Task[None], error: asyncio.CancelledError) -> None:
@@ -145,7 +145,7 @@ class Runner:
         stray = UnitCancelledError(
             f"{entry.name} ended with a CancelledError, but nobody had cancelled it",
             where=entry.where,
-            why="something that the unit awaited was cancelled; a CancelledError is for the task that is cancelled itself",
+            why="something that the unit awaited was cancelled; a CancelledError is for the task that is cancelled",
             cure="except asyncio.CancelledError: ...  # around the await of what may be cancelled",
         )
         stray.__cause__ = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)

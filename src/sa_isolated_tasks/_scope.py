@@ -13,6 +13,7 @@ from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import Listener
 from sa_isolated_tasks._factory import SessionFactory, resolve_limit
 from sa_isolated_tasks._handle import Entry, TaskHandle
+from sa_isolated_tasks._leaving import raise_problems, shutdown_error
 from sa_isolated_tasks._logging import with_logging
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
@@ -20,7 +21,7 @@ from sa_isolated_tasks._spawn import Options, Spawner, Spawning
 from sa_isolated_tasks._types import Context, Factory, Guard, Limit, OnFailure, ScopeSnapshot, TaskState, UnitSnapshot
 from sa_isolated_tasks._unit import settle
 from sa_isolated_tasks._watch import watch_sessions
-from sa_isolated_tasks.exceptions import LimitError, ScopeClosedError, ShutdownError, WrongLoopError
+from sa_isolated_tasks.exceptions import LimitError, ScopeClosedError, WrongLoopError
 
 __all__ = ["TaskScope"]
 
@@ -40,17 +41,17 @@ class TaskScope(Spawner):
     """
     Owns background units: each in a session of its own, tracked, bounded, logged, and waited for.
 
-    ``async with TaskScope(...) as scope`` waits, on leaving, until every unit has ended; leaving by an exception cancels
-    them. For an object with a life of its own there are `start()` and `aclose()`.
+    ``async with TaskScope(...) as scope`` waits, on leaving, until every unit has ended; leaving by an exception
+    cancels them. For an object with a life of its own there are `start()` and `aclose()`.
 
     Args:
         factory: gives the sessions of plain functions; called with no arguments for each unit.
         name: for the log.
-        limit: how many units may run at once: ``"pool"`` for one less than the pool's size (1 on SQLite), a number, or None
-            for no limit. The rest wait in order.
-        on_failure: ``"log"``: a failure is in the log and in the handle. ``"raise"``: leaving also raises an ``ExceptionGroup``
-            of those that nobody has looked at. ``"cancel"``: the first failure cancels the other units and the block, and
-            leaving raises the group, as ``asyncio.TaskGroup`` does.
+        limit: how many units may run at once: ``"pool"`` for one less than the pool's size (1 on SQLite), a number, or
+            None for no limit. The rest wait in order.
+        on_failure: ``"log"``: a failure is in the log and in the handle. ``"raise"``: leaving also raises an
+            ``ExceptionGroup`` of those that nobody has looked at. ``"cancel"``: the first failure cancels the other
+            units and the block, and leaving raises the group, as ``asyncio.TaskGroup`` does.
         drain_timeout: seconds that leaving waits before it cancels; None for no limit.
         cancel_timeout: seconds that it waits after that, before it gives up with a `ShutdownError`.
         listeners: get the events; a `LoggingListener` is added if there is none.
@@ -125,8 +126,9 @@ class TaskScope(Spawner):
             name: for the log and the handle, in place of the function's.
             timeout: seconds that the body may run; past it the unit is rolled back and fails with ``TimeoutError``.
                 Time in the queue, and the commit, do not count.
-            context: ``"fresh"`` starts with no context variables, for code whose session libraries keep a session in one.
-            guard: ``"warn"`` for an `IsolatedTasksWarning` in place of the error for a passed session; ``"off"`` for no check.
+            context: ``"fresh"`` starts with no context variables, for code whose libraries keep a session in one.
+            guard: ``"warn"`` for an `IsolatedTasksWarning` in place of the error for a passed session, ``"off"`` for
+                no check.
 
         Raises:
             ValueError: a value is out of range.
@@ -261,57 +263,21 @@ class TaskScope(Spawner):
             survivors = () if quiet else runner.snapshots(but=seat)
         if seat is None or not seat.belongs_to(runner.slots):
             self._state = _State.CLOSED
-        self._report(error, cause, survivors)
+        raise_problems(self.name, self._problems(survivors, error), error, cause, strict=self._on_failure == "cancel")
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
         if cause is None:
             return f"scope {self.name} was left, and drain_timeout={self._drain_timeout} has passed"
         return f"scope {self.name} was left by {type(cause).__name__}"
 
-    def _report(
-        self, error: BaseException | None, cause: BaseException | None, survivors: tuple[UnitSnapshot, ...]
-    ) -> None:
-        """
-        Raises what came of the units; what is under way already goes before it, and gets a note.
-
-        Raises:
-            ShutdownError: units survived.
-            ExceptionGroup: units failed, and *on_failure* wants to know.
-        """
-        problems = self._failures_to_raise(error)
-        if survivors:
-            problems.append(self._shutdown_error(survivors))
-        if not problems:
-            if error is None and cause is not None:
-                raise cause
-            return
-        if cause is not None and not (self._on_failure == "cancel" and isinstance(cause, Exception)):
-            for problem in problems:
-                cause.add_note(f"scope {self.name}: {problem!r}")
-            if error is None:
-                raise cause
-            return
-        if cause is not None:
-            problems.insert(0, cause)
-        if survivors and len(problems) == 1:
-            raise problems[0]
-        raise BaseExceptionGroup(f"units of scope {self.name} failed", problems)
-
-    def _failures_to_raise(self, error: BaseException | None) -> list[BaseException]:
+    def _problems(self, survivors: tuple[UnitSnapshot, ...], error: BaseException | None) -> list[BaseException]:
+        """What *on_failure* wants to be raised, and the survivors; without what the block is being left with."""
         failures, self._failures = self._failures, []
-        return [
-            entry.exception
-            for entry in failures
-            if entry.exception not in {None, error} and (self._on_failure == "cancel" or not entry.retrieved)
-        ]
-
-    def _shutdown_error(self, survivors: tuple[UnitSnapshot, ...]) -> ShutdownError:
-        names = "; ".join(str(survivor) for survivor in survivors)
-        error = ShutdownError(
-            f"{len(survivors)} unit(s) of scope {self.name} survived their cancellation by {self._cancel_timeout} s: {names}"
-        )
-        error.survivors = survivors
-        return error
+        unseen = [entry.exception for entry in failures if self._on_failure == "cancel" or not entry.retrieved]
+        problems = [failure for failure in unseen if failure is not None and failure is not error]
+        if survivors:
+            problems.append(shutdown_error(self.name, survivors, self._cancel_timeout))
+        return problems
 
     async def _quiet_within(self, runner: Runner, seconds: float | None, seat: Seat | None) -> bool:
         try:
@@ -389,7 +355,9 @@ class TaskScope(Spawner):
 
     def __iter__(self) -> Iterator[TaskHandle[Any]]:
         """The handles of the units that live now; spawning meanwhile does no harm."""
-        return iter([] if self._runner is None else [TaskHandle(entry) for entry in self._runner.entries()])
+        entries = [] if self._runner is None else self._runner.entries()
+        handles: list[TaskHandle[Any]] = [TaskHandle(entry) for entry in entries]
+        return iter(handles)
 
     def __repr__(self) -> str:
         return f"<TaskScope {self.name}: {self._state.value}, {len(self)} unit(s)>"

@@ -93,7 +93,7 @@ class Seat:
         Why theirs too? They hold slots, wait for a unit that now waits for a slot, and would starve it:
         ``test_slots.py::test_who_waits_for_a_lender_lends_too``.
         """
-        lenders = [self]
+        lenders: list[Seat] = [self]
         while lenders:
             seat = lenders.pop()
             if seat.slots is None:
@@ -105,7 +105,7 @@ class Seat:
             elif seat in seat.slots.returning:
                 # It was about to take its slot back, but another branch of it now waits for a slotless unit.
                 seat.slots.returning.remove(seat)
-                seat._wake()
+                seat.wake()
 
     def stop_waiting_for(self, target: Seat) -> None:
         """
@@ -140,7 +140,7 @@ class Seat:
 
     def sit_down(self) -> None:
         self.holds = True
-        self._wake()
+        self.wake()
 
     def leave(self) -> None:
         """The unit has ended: those who waited for it get their slots back before anyone new starts."""
@@ -150,11 +150,11 @@ class Seat:
         for watcher in watchers:
             watcher.targets.remove(self)
         for watcher in dict.fromkeys(watchers):
-            watcher._queue_for_return()
+            watcher.queue_for_return()
         for target in self.targets:
             target.watchers.remove(self)
         self.targets.clear()
-        self._wake()
+        self.wake()
         if self.slots is None:
             return
         if self in self.slots.returning:
@@ -163,14 +163,14 @@ class Seat:
             self.holds = False
             self.slots.give()
 
-    def _queue_for_return(self) -> None:
+    def queue_for_return(self) -> None:
         if self.holds or self.ended or self.slots is None or self.waits_for_a_slotless_unit():
             return
         if self not in self.slots.returning:
             self.slots.returning.append(self)
             self.slots.serve()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         if self.turn is not None and not self.turn.done():
             self.turn.set_result(None)
         self.turn = None

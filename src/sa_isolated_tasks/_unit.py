@@ -17,7 +17,7 @@ import contextlib
 import enum
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from time import perf_counter
 from typing import Any, Generic, TypeVar, cast, final
@@ -118,9 +118,9 @@ class Unit(Generic[R]):
         asked = _times_cancelled()
         self.phase = Phase.OPENING
         try:
-            made = self._factory.make()
+            made: Any = self._factory.make()
             if isinstance(made, AbstractAsyncContextManager) and not isinstance(made, AsyncSession):
-                result = await self._run_inside(made, asked)
+                result = await self._run_inside(cast("AbstractAsyncContextManager[Any, Any]", made), asked)
             else:
                 self._record = adopt(made, in_use=False)
                 result = await self._run_with(made, asked)
@@ -173,7 +173,7 @@ class Unit(Generic[R]):
                 result = await self._run_body_in_time(session, self._timeout)
         finally:
             self._body_seconds = perf_counter() - started
-        # Q: The body returned; why ask? A: It may have swallowed the cancellation, or a TaskGroup in it has, and half of
+        # Q: The body returned; why ask? A: It, or a TaskGroup in it, may have swallowed the cancellation, and half of
         # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
         if self.cancel_requested or _times_cancelled() > asked:
             raise asyncio.CancelledError
@@ -207,7 +207,7 @@ class Unit(Generic[R]):
                 await finish(session.rollback())
         except asyncio.CancelledError:
             pass  # it came during the rollback, which is complete; *error* ends the task just as well
-        except BaseException as failure:
+        except BaseException as failure:  # noqa: BLE001 -- *error* made the rollback necessary, and is raised after it
             error.add_note(f"the rollback failed too: {failure!r}")
 
     async def _close(self, session: AsyncSession, error: BaseException | None) -> None:
@@ -227,7 +227,7 @@ class Unit(Generic[R]):
             error.add_note(f"closing the session failed too: {failure!r}")
 
     @contextlib.contextmanager
-    def _timing_commit(self) -> Iterator[None]:
+    def _timing_commit(self) -> Generator[None]:
         started = perf_counter()
         try:
             yield
@@ -240,8 +240,8 @@ class Unit(Generic[R]):
                 problem = "expired" if state.expired else "attached to a session"
                 code = code_of(self._source)
                 warnings.warn_explicit(
-                    f"{code.co_qualname}() returned an instance of {type(instance).__name__} that is {problem}: reading it "
-                    "fails, because the unit's session is closed. Return plain values, or use "
+                    f"{code.co_qualname}() returned an instance of {type(instance).__name__} that is {problem}: "
+                    "reading it fails, because the unit's session is closed. Return plain values, or use "
                     "async_sessionmaker(engine, expire_on_commit=False).",
                     IsolatedTasksWarning,
                     code.co_filename,
@@ -302,14 +302,14 @@ def _times_cancelled() -> int:
 
 def _instances_in(result: object) -> list[tuple[object, InstanceState[Any]]]:
     """The mapped instances in a result, one level deep."""
-    candidates: list[object] = [result]
+    candidates: list[Any] = [result]
     if isinstance(result, list | tuple | set | frozenset):
-        candidates.extend(result)
+        candidates.extend(cast("Iterable[Any]", result))
     elif isinstance(result, dict):
-        candidates.extend(result.values())
-    found = []
+        candidates.extend(cast("dict[Any, Any]", result).values())
+    found: list[tuple[object, InstanceState[Any]]] = []
     for candidate in candidates:
         state = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
         if isinstance(state, InstanceState):
-            found.append((candidate, state))
+            found.append((candidate, cast("InstanceState[Any]", state)))
     return found
