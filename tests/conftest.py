@@ -14,7 +14,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from databases import NAMES, Databases, require  # noqa: E402 -- the tests' own folder is no package
+from databases import NAMES, UNSUPPORTED, Databases, require  # noqa: E402 -- the tests' own folder is no package
 from support import reset, session_maker  # noqa: E402 -- the same
 
 DATABASES = Databases()
@@ -31,7 +31,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{database.name}: {database.problem and 'SKIPPED, ' + database.problem or 'tested'}")
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[name for name in NAMES if name not in UNSUPPORTED])
 def database(request):
     """Each supported database and driver in turn."""
     return require(DATABASES.get(request.param))
@@ -43,7 +43,7 @@ def sqlite():
     return require(DATABASES.get("sqlite"))
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=[name for name in ("asyncpg", "psycopg") if name not in UNSUPPORTED])
 def postgresql(request):
     return require(DATABASES.get(request.param))
 
@@ -51,6 +51,11 @@ def postgresql(request):
 @pytest.fixture
 def asyncpg():
     return require(DATABASES.get("asyncpg"))
+
+
+@pytest.fixture
+def psycopg():
+    return require(DATABASES.get("psycopg"))
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from sqlalchemy.engine import URL, make_url
 
 SQLALCHEMY = tuple(int(part) for part in sqlalchemy.__version__.split(".")[:2])
 NAMES = ("sqlite", "asyncpg", "psycopg", "mariadb")
+# SQLAlchemy 1.4 has no dialect for psycopg 3.
+UNSUPPORTED = ("psycopg",) if SQLALCHEMY < (2, 0) else ()
 DRIVERS = {"asyncpg": "postgresql+asyncpg", "psycopg": "postgresql+psycopg", "mariadb": "mysql+asyncmy"}
 
 
@@ -68,8 +70,8 @@ class Databases:
     def _find(self, name: str) -> Database:
         if name == "sqlite":
             return Database(name, make_url(f"sqlite+aiosqlite:///{Path(self._directory.name) / 'tests.db'}"))
-        if name == "psycopg" and SQLALCHEMY < (2, 0):
-            return Database(name, None, "SQLAlchemy 1.4 has no dialect for psycopg 3", unsupported=True)
+        if name in UNSUPPORTED:
+            return Database(name, None, "this SQLAlchemy has no dialect for it", unsupported=True)
         url = self._mariadb() if name == "mariadb" else self._postgresql()
         if isinstance(url, str):
             return Database(name, None, url)

@@ -1,0 +1,652 @@
+"""One unit's life on each database: open, body, commit or roll back, close; and what a cancellation may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session as SyncSession
+from sqlalchemy.orm import sessionmaker
+from support import Item, session_maker
+
+from sa_isolated_tasks import IsolatedTasksWarning, Outcome
+from sa_isolated_tasks._factory import SessionFactory
+from sa_isolated_tasks._unit import Phase, Unit, finish
+from sa_isolated_tasks._watch import watch_sessions
+
+
+@pytest.fixture(autouse=True)
+def _watching():
+    watch_sessions()
+
+
+def unit_of(factory, body, **options):
+    return Unit(SessionFactory(factory), body, body, **options)
+
+
+async def add(session, name="a"):
+    session.add(Item(name=name))
+
+
+async def test_a_row_is_committed_when_the_body_returns(engine, Session, names_in_table):
+    """The body returned: the transaction in progress is committed."""
+    unit = unit_of(Session, add)
+
+    await unit.run()
+
+    assert ["a"] == await names_in_table(engine)
+    assert (Outcome.COMMITTED, 1, Phase.ENDED) == (unit.outcome, unit.commits, unit.phase)
+
+
+async def test_a_row_is_rolled_back_when_the_body_raises(engine, Session, names_in_table):
+    """The body raised: nothing is written, and its exception comes out as it is."""
+    error = ValueError("no")
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        raise error
+
+    unit = unit_of(Session, body)
+
+    with pytest.raises(ValueError) as caught:
+        await unit.run()
+
+    assert [] == await names_in_table(engine)
+    assert (error, Outcome.ROLLED_BACK, 0) == (caught.value, unit.outcome, unit.commits)
+
+
+async def test_a_body_that_never_touches_the_database_costs_no_connection(engine, Session):
+    """No connection is checked out, and the outcome is NONE."""
+    checkouts = []
+    event.listen(engine.sync_engine.pool, "checkout", lambda *args: checkouts.append(args))
+
+    async def body(session):
+        return isinstance(session, AsyncSession)
+
+    unit = unit_of(Session, body)
+    result = await unit.run()
+
+    assert (True, [], Outcome.NONE) == (result, checkouts, unit.outcome)
+
+
+async def test_a_read_takes_one_connection_and_gives_it_back(engine, Session):
+    """One checkout for a unit that reads, returned to the pool when the unit has ended."""
+    checkouts = []
+    event.listen(engine.sync_engine.pool, "checkout", lambda *args: checkouts.append(args))
+
+    async def body(session):
+        return (await session.execute(sa.text("select 1"))).scalar()
+
+    unit = unit_of(Session, body)
+    result = await unit.run()
+
+    assert (1, 1, 0) == (result, len(checkouts), engine.pool.checkedout())
+
+
+async def test_the_body_may_commit_roll_back_and_begin_as_it_likes(engine, Session, names_in_table):
+    """No enclosing block: three transactions in one body, two of them committed, then one by the unit."""
+
+    async def body(session):
+        await add(session, "a")
+        await session.commit()
+        await add(session, "b")
+        await session.rollback()
+        async with session.begin():
+            await add(session, "c")
+        await add(session, "d")
+
+    unit = unit_of(Session, body)
+    await unit.run()
+
+    assert ["a", "c", "d"] == await names_in_table(engine)
+    assert (3, Outcome.COMMITTED) == (unit.commits, unit.outcome)
+
+
+async def test_a_body_that_committed_once_and_failed_shows_both(engine, Session, names_in_table):
+    """The outcome is that of the last transaction; the count shows the commit before it."""
+
+    async def body(session):
+        await add(session, "a")
+        await session.commit()
+        await add(session, "b")
+        await session.flush()
+        raise ValueError
+
+    unit = unit_of(Session, body)
+    with pytest.raises(ValueError):
+        await unit.run()
+
+    assert ["a"] == await names_in_table(engine)
+    assert (1, Outcome.ROLLED_BACK) == (unit.commits, unit.outcome)
+
+
+async def test_a_savepoint_is_no_outcome(engine, Session, names_in_table):
+    """A savepoint that is rolled back changes neither the outcome nor the count."""
+
+    async def body(session):
+        await add(session, "a")
+        with contextlib.suppress(ValueError):
+            async with session.begin_nested():
+                await add(session, "b")
+                raise ValueError
+
+    unit = unit_of(Session, body)
+    await unit.run()
+
+    assert ["a"] == await names_in_table(engine)
+    assert (1, Outcome.COMMITTED) == (unit.commits, unit.outcome)
+
+
+async def test_a_failed_commit_is_the_failure_of_the_unit(engine, Session, names_in_table):
+    """The flush inside the commit violates a constraint: the error comes out, nothing is written, all is closed."""
+    await unit_of(Session, add).run()
+    unit = unit_of(Session, add)
+
+    with pytest.raises(IntegrityError):
+        await unit.run()
+
+    assert ["a"] == await names_in_table(engine)
+    assert (Outcome.ROLLED_BACK, 0) == (unit.outcome, engine.pool.checkedout())
+
+
+async def test_a_connection_that_dies_during_the_commit_leaves_the_outcome_unknown(psycopg, make_engine):
+    """COMMIT itself fails because the server has ended the connection: nobody knows, and nobody pretends to."""
+    engine, killer = make_engine(psycopg), make_engine(psycopg)
+
+    async def terminate(pid):
+        async with killer.connect() as connection:
+            await connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+
+    async def body(session):
+        pid = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
+
+        @event.listens_for(engine.sync_engine, "commit")
+        def _terminate(connection):
+            connection.connection.dbapi_connection.run_async(lambda _: terminate(pid))
+
+    unit = unit_of(session_maker(engine), body)
+    with pytest.raises(DBAPIError):
+        await unit.run()
+
+    assert Outcome.UNKNOWN is unit.outcome
+
+
+async def test_the_phases_follow_each_other(engine, Session):
+    """NEW, BODY, COMMITTING, ENDED, as seen from the body and from the session's own events."""
+    seen = []
+
+    async def body(session):
+        await add(session)
+        seen.append(unit.phase)
+        event.listen(session.sync_session, "before_commit", lambda _: seen.append(unit.phase))
+
+    unit = unit_of(Session, body)
+    seen.append(unit.phase)
+    await unit.run()
+    seen.append(unit.phase)
+
+    assert [Phase.NEW, Phase.BODY, Phase.COMMITTING, Phase.ENDED] == seen
+
+
+async def test_timing_splits_the_time(engine, Session):
+    """Body, commit and connection are positive for a unit that writes, and no part is longer than the whole."""
+    unit = unit_of(Session, add)
+    await unit.run()
+
+    timing = unit.timing(total=60.0, queued=0.0)
+
+    assert all(0 < part < 60 for part in (timing.body, timing.commit, timing.connection))
+
+
+async def test_a_swallowed_cancellation_rolls_back(engine, Session, names_in_table):
+    """The body swallows its cancellation and returns: nothing is written, and the cancellation goes on."""
+    reached = asyncio.Event()
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        reached.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    unit = unit_of(Session, body)
+    task = asyncio.create_task(unit.run())
+    await reached.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [] == await names_in_table(engine)
+    assert Outcome.ROLLED_BACK is unit.outcome
+
+
+async def test_a_cancellation_that_a_helper_of_a_task_group_has_taken_rolls_back(engine, Session, names_in_table):
+    """A CancelledError inside a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back all the same."""
+    reached = asyncio.Event()
+
+    async def body(session):
+        await add(session, "a")
+
+        async def helper():
+            reached.set()
+            await asyncio.Event().wait()
+
+        async with asyncio.TaskGroup() as group:
+            helpers.append(group.create_task(helper()))
+        await add(session, "b")
+
+    helpers = []
+    unit = unit_of(Session, body)
+    task = asyncio.create_task(unit.run())
+    await reached.wait()
+
+    unit.cancel_requested = True
+    helpers[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [] == await names_in_table(engine)
+
+
+async def test_a_cancellation_during_the_commit_waits_for_it(engine, Session, names_in_table):
+    """Cancelled while committing: the commit is awaited, its outcome recorded, then the cancellation goes on."""
+
+    async def body(session):
+        await add(session)
+        event.listen(session.sync_session, "before_commit", lambda _: task.cancel())
+
+    unit = unit_of(Session, body)
+    task = asyncio.create_task(unit.run())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ["a"] == await names_in_table(engine)
+    assert (Outcome.COMMITTED, 0) == (unit.outcome, engine.pool.checkedout())
+
+
+async def test_a_cancellation_during_the_rollback_does_not_hide_the_error(engine, Session):
+    """Cancelled while rolling back after an error: the rollback is awaited, and the error comes out."""
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        event.listen(session.sync_session, "after_rollback", lambda _: task.cancel())
+        raise ValueError("first")
+
+    unit = unit_of(Session, body)
+    task = asyncio.create_task(unit.run())
+    with pytest.raises(ValueError, match="first"):
+        await task
+
+    assert (Outcome.ROLLED_BACK, 0) == (unit.outcome, engine.pool.checkedout())
+
+
+async def test_anyio_does_not_spin_during_a_commit(LiteSession):
+    """An anyio cancel scope cancels again and again; the commit is waited for in peace."""
+    release, cancels = asyncio.Event(), []
+
+    class Counting(asyncio.Task):
+        def cancel(self, msg=None):
+            cancels.append(self)
+            return super().cancel(msg)
+
+    async def slow():
+        await release.wait()
+        return "done"
+
+    async def guarded():
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            results.append(await finish(slow()))
+
+    scopes, results = [], []
+    task = Counting(guarded(), loop=asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    scopes[0].cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    release.set()
+    await task
+
+    assert [] == results
+    assert len(cancels) < 5
+
+
+async def test_the_error_of_protected_work_goes_before_the_cancellation():
+    """Work that fails after its waiter was cancelled raises its own error."""
+    reached, release = asyncio.Event(), asyncio.Event()
+
+    async def work():
+        reached.set()
+        await release.wait()
+        raise ValueError("work")
+
+    task = asyncio.create_task(finish(work()))
+    await reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    release.set()
+
+    with pytest.raises(ValueError, match="work"):
+        await task
+
+
+async def test_a_unit_past_its_timeout_fails_and_is_rolled_back(engine, Session, names_in_table):
+    """The body is cancelled when its time is over; what comes out is TimeoutError."""
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        await asyncio.Event().wait()
+
+    unit = unit_of(Session, body, timeout=0)
+    with pytest.raises(TimeoutError):
+        await unit.run()
+
+    assert [] == await names_in_table(engine)
+
+
+async def test_a_timeout_that_the_body_swallows_fails_all_the_same(engine, Session, names_in_table):
+    """A body that catches the cancellation of its timeout and returns does not get its row committed."""
+
+    async def body(session):
+        await add(session)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    unit = unit_of(Session, body, timeout=0)
+    with pytest.raises(TimeoutError):
+        await unit.run()
+
+    assert [] == await names_in_table(engine)
+
+
+async def test_a_unit_within_its_timeout_succeeds(engine, Session, names_in_table):
+    """A timeout that is not reached changes nothing."""
+    await unit_of(Session, add, timeout=60).run()
+
+    assert ["a"] == await names_in_table(engine)
+
+
+async def test_a_timeout_inside_the_body_is_the_bodys_own(engine, Session, names_in_table):
+    """A body that handles a timeout of its own is not taken for one that swallows a cancellation."""
+
+    async def body(session):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        with anyio.move_on_after(0):
+            await asyncio.Event().wait()
+        await add(session)
+
+    await unit_of(Session, body).run()
+
+    assert ["a"] == await names_in_table(engine)
+
+
+async def test_a_rollback_that_fails_is_a_note_on_the_error(LiteSession, monkeypatch):
+    """The error of the body comes out; the failure of the clean-up is not lost."""
+
+    async def body(session):
+        await session.execute(sa.text("select 1"))
+        monkeypatch.setattr(type(session), "rollback", broken)
+        raise ValueError("first")
+
+    async def broken(_session):
+        raise OSError("second")
+
+    with pytest.raises(ValueError, match="first") as caught:
+        await unit_of(LiteSession, body).run()
+
+    assert ["the rollback failed too: OSError('second')"] == caught.value.__notes__
+
+
+class Unclosable(AsyncSession):
+    """A session whose ``close()`` fails until it is invalidated."""
+
+    invalidated = False
+
+    async def close(self):
+        if not self.invalidated:
+            raise OSError("cannot close")
+        await super().close()
+
+    async def invalidate(self):
+        Unclosable.invalidated = True
+        await super().invalidate()
+
+
+@pytest.fixture
+def UnclosableSession(sqlite_engine):
+    Unclosable.invalidated = False
+    return sessionmaker(sqlite_engine, class_=Unclosable)
+
+
+async def test_a_close_that_fails_is_the_failure_of_the_unit(UnclosableSession):
+    """The connection is invalidated rather than leaked, and the error comes out."""
+    with pytest.raises(OSError, match="cannot close"):
+        await unit_of(UnclosableSession, add).run()
+
+    assert Unclosable.invalidated
+
+
+async def test_a_close_that_fails_after_an_error_is_a_note_on_it(UnclosableSession):
+    """The error of the body comes out; the failing close is noted."""
+
+    async def body(_session):
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first") as caught:
+        await unit_of(UnclosableSession, body).run()
+
+    assert ["closing the session failed too: OSError('cannot close')"] == caught.value.__notes__
+
+
+class SlowlyClosing(AsyncSession):
+    """A session whose ``close()`` waits."""
+
+    reached: asyncio.Event
+    release: asyncio.Event
+
+    async def close(self):
+        self.reached.set()
+        await self.release.wait()
+        await super().close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cancellation_during_the_close_waits_for_it(sqlite_engine, names_in_table, fails):
+    """The close is awaited; then the cancellation goes on, or the error of the body, if there was one."""
+    SlowlyClosing.reached, SlowlyClosing.release = asyncio.Event(), asyncio.Event()
+
+    async def body(session):
+        await add(session)
+        if fails:
+            raise ValueError("first")
+
+    unit = unit_of(sessionmaker(sqlite_engine, class_=SlowlyClosing), body)
+    task = asyncio.create_task(unit.run())
+    await SlowlyClosing.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    SlowlyClosing.release.set()
+    with pytest.raises(ValueError if fails else asyncio.CancelledError):
+        await task
+
+    assert ([] if fails else ["a"]) == await names_in_table(sqlite_engine)
+
+
+async def test_a_session_in_a_transaction_after_its_commit_is_closed_with_io(LiteSession, sqlite_engine):
+    """A hook has begun again after the commit: the connection still goes back to the pool."""
+
+    async def body(session):
+        await session.execute(sa.text("select 1"))
+
+        @event.listens_for(session.sync_session, "after_transaction_end", once=True)
+        def _begin_again(sync_session, _transaction):
+            sync_session.begin()
+
+    await unit_of(LiteSession, body).run()
+
+    assert 0 == sqlite_engine.pool.checkedout()
+
+
+async def test_a_coroutine_that_is_collected_does_no_io(LiteSession):
+    """The loop is gone and the coroutine is closed: it ends without awaiting anything."""
+
+    async def body(_session):
+        await asyncio.Event().wait()
+
+    coroutine = unit_of(LiteSession, body).run()
+    coroutine.send(None)
+
+    coroutine.close()
+
+    assert coroutine.cr_frame is None
+
+
+async def test_a_coroutine_with_a_context_manager_that_is_collected_does_no_io(LiteSession):
+    """The same for a context-manager factory: it is not exited, since exiting may await."""
+    exits = []
+
+    class Manager:
+        async def __aenter__(self):
+            return LiteSession()
+
+        async def __aexit__(self, *error):
+            exits.append(error)
+
+    async def body(_session):
+        await asyncio.Event().wait()
+
+    coroutine = unit_of(Manager, body).run()
+    coroutine.send(None)
+
+    coroutine.close()
+
+    assert [] == exits
+
+
+async def test_a_context_manager_owns_its_transaction(engine, Session, names_in_table):
+    """It is entered and exited in the unit's task, and what it does on exit decides about the rows."""
+    steps = []
+
+    @contextlib.asynccontextmanager
+    async def get_session():
+        async with Session() as session:
+            steps.append(("enter", asyncio.current_task()))
+            try:
+                yield session
+                await session.commit()
+            finally:
+                steps.append(("exit", asyncio.current_task()))
+
+    unit = unit_of(get_session, add)
+    await unit.run()
+
+    assert ["a"] == await names_in_table(engine)
+    assert [("enter", asyncio.current_task()), ("exit", asyncio.current_task())] == steps
+    assert (Outcome.COMMITTED, 1) == (unit.outcome, unit.commits)
+
+
+async def test_a_context_manager_sees_the_error_of_the_body(engine, Session, names_in_table):
+    """The body's error goes through the context manager and comes out, even if that suppresses it."""
+    seen = []
+
+    @contextlib.asynccontextmanager
+    async def get_session():
+        async with Session() as session:
+            try:
+                yield session
+            except ValueError as error:
+                seen.append(error)
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        raise ValueError("no")
+
+    unit = unit_of(get_session, body)
+    with pytest.raises(ValueError) as caught:
+        await unit.run()
+
+    assert [] == await names_in_table(engine)
+    assert [caught.value] == seen
+    assert Outcome.ROLLED_BACK is unit.outcome
+
+
+@pytest.mark.parametrize("wrap", [lambda item: item, lambda item: [item], lambda item: {"item": item}], ids=["itself", "list", "dict"])
+async def test_an_expired_instance_as_the_result_is_warned_about(engine, Session, wrap):
+    """The commit has expired it and the session is closed: the warning names function, class and cure."""
+
+    async def make(session):
+        item = Item(name="a")
+        session.add(item)
+        return wrap(item)
+
+    with pytest.warns(IsolatedTasksWarning, match="returned an instance of Item that is expired.*expire_on_commit") as seen:
+        await unit_of(Session, make).run()
+
+    assert __file__ == seen[0].filename
+    assert make.__code__.co_firstlineno == seen[0].lineno
+
+
+async def test_an_attached_instance_as_the_result_is_warned_about(LiteSession):
+    """An instance of somebody else's session is no result either."""
+    other = SyncSession()
+    item = Item(name="a")
+    other.add(item)
+
+    async def body(_session):
+        return item
+
+    with pytest.warns(IsolatedTasksWarning, match="attached to a session"):
+        await unit_of(LiteSession, body).run()
+    other.close()
+
+
+async def test_a_loaded_instance_as_the_result_is_fine(engine):
+    """With ``expire_on_commit=False`` an instance can be read after the unit's end, and nobody warns."""
+
+    async def make(session):
+        item = Item(name="a")
+        session.add(item)
+        return item
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        item = await unit_of(session_maker(engine, expire_on_commit=False), make).run()
+
+    assert "a" == item.name
+
+
+async def test_protected_work_without_anyio_needs_none(monkeypatch):
+    """Where nobody has imported anyio there is no cancel scope to be shielded from."""
+    monkeypatch.delitem(__import__("sys").modules, "anyio")
+    reached, release = asyncio.Event(), asyncio.Event()
+
+    async def work():
+        reached.set()
+        await release.wait()
+        done.append("work")
+
+    done = []
+    task = asyncio.create_task(finish(work()))
+    await reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ["work"] == done
+
