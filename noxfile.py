@@ -1,0 +1,86 @@
+"""
+What can be run: ``nox -l``.
+
+``nox -s tests`` needs nothing but the Python that runs nox; ``nox -s matrix`` needs the others too.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.needs_version = ">=2025.10.16"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+TEST = nox.project.dependency_groups(PROJECT, "test")
+LINT = nox.project.dependency_groups(PROJECT, "lint")
+TYPES = nox.project.dependency_groups(PROJECT, "types")
+
+# SQLAlchemy below 2.0.31 does not import on Python 3.13, so the oldest two are paired with 3.11, the newest with all.
+MATRIX = [
+    nox.param("3.11", "1.4.54", id="py311-sqlalchemy14"),
+    nox.param("3.11", "2.0.0", id="py311-sqlalchemy200"),
+    nox.param("3.12", "2.0.58", id="py312-sqlalchemy20"),
+    nox.param("3.11", "2.1.*", id="py311-sqlalchemy21"),
+    nox.param("3.13", "2.1.*", id="py313-sqlalchemy21"),
+]
+# They need SQLAlchemy 2.
+NOT_WITH_14 = ("sqlmodel",)
+# Everything that Python has to complain about, from the first import on.
+STRICT = ("python", "-X", "dev", "-W", "error")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests on this Python and the newest SQLAlchemy, with branch coverage."""
+    session.install(".", *TEST, *TYPES)
+    run_tests(session, "-m", "coverage", "run", "-m")
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+@nox.parametrize(("python", "sqlalchemy"), MATRIX)
+def matrix(session: nox.Session, sqlalchemy: str) -> None:
+    """The tests on another Python and SQLAlchemy."""
+    test = [name for name in TEST if not (sqlalchemy.startswith("1.4") and name.startswith(NOT_WITH_14))]
+    session.install(".", f"sqlalchemy=={sqlalchemy}", *test)
+    meant = f"{session.python} {sqlalchemy.rstrip('*')}"
+    check = "import sys, sqlalchemy as s; v = '%d.%d ' % sys.version_info[:2] + s.__version__; assert v.startswith({!r}), v"
+    session.run("python", "-c", check.format(meant))
+    run_tests(session, "-m")
+
+
+def run_tests(session: nox.Session, *how: str) -> None:
+    environment = {"COVERAGE_FILE": str(session.create_tmp()) + "/.coverage"} if "coverage" in how else {}
+    session.env.update(environment)
+    session.run(*STRICT, *how, "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format, lint, and the layers of the package."""
+    session.install("-e", ".", *LINT)
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Both type checkers, strict; ``tests/typing`` is checked by the tests."""
+    session.install("-e", ".", "nox", *TYPES)
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The fault and its cure, on a SQLite file."""
+    session.install(".", "aiosqlite")
+    session.run("python", "examples/demo.py")

@@ -1,0 +1,70 @@
+"""The errors as texts and as values."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+import sa_isolated_tasks
+from sa_isolated_tasks import IsolatedTasksError, SessionPassedError, exceptions
+
+ROOT = Path(__file__).parent.parent
+ERRORS = [
+    value
+    for value in vars(exceptions).values()
+    if isinstance(value, type) and issubclass(value, IsolatedTasksError) and value is not IsolatedTasksError
+]
+
+
+def test_an_error_says_what_where_why_and_how_to_cure_it():
+    """One line for each, and the page."""
+    error = SessionPassedError("suggest() was given a session: arg 1", where="app.py:3: suggest(s)", cure="suggest()")
+
+    lines = str(error).splitlines()
+
+    assert [
+        "[SIT101] suggest() was given a session: arg 1",
+        "  at:   app.py:3: suggest(s)",
+        f"  why:  {SessionPassedError.why}",
+        "  cure: suggest()",
+        "  docs: docs/errors.md#sit101",
+    ] == lines
+
+
+def test_an_error_leaves_out_what_it_does_not_know():
+    """No empty lines."""
+    assert ["[SIT000] what", "  docs: docs/errors.md#sit000"] == str(IsolatedTasksError("what")).splitlines()
+
+
+@pytest.mark.parametrize("make", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_survives_pickle_and_copy(error, make):
+    """Errors cross process borders, with all they know."""
+    original = error("what", where="here", why="because", cure="so")
+
+    assert str(original) == str(make(original))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_has_a_code_of_its_own_and_a_place_in_the_docs(error):
+    """The codes are unique, drawn in the tree of the module, and each has a heading in docs/errors.md."""
+    page = (ROOT / "docs" / "errors.md").read_text()
+
+    assert 1 == [other.code for other in ERRORS].count(error.code)
+    assert re.search(rf"{error.__name__}.*{error.code}", exceptions.__doc__)
+    assert re.search(rf"^## {error.code}: {error.__name__}$", page, re.MULTILINE)
+
+
+def test_every_error_is_public():
+    """The package exports them all."""
+    assert {error.__name__ for error in ERRORS} <= set(sa_isolated_tasks.__all__)
+
+
+def test_the_public_names_are_sorted_and_exist():
+    """``__all__`` is what the package has."""
+    assert sorted(sa_isolated_tasks.__all__) == list(sa_isolated_tasks.__all__)
+    assert all(hasattr(sa_isolated_tasks, name) for name in sa_isolated_tasks.__all__)

@@ -1,0 +1,234 @@
+"""The log and the listeners: which line at which level, with which extra, and what a listener cannot break."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from support import Item
+
+from sa_isolated_tasks import (
+    DeclarationError,
+    LoggingListener,
+    Outcome,
+    ScopeWaiting,
+    TaskScope,
+    TaskState,
+    UnitCancelledError,
+    UnitEnded,
+    UnitStarted,
+)
+
+SECRET = "the value of an argument"
+
+EXTRA_AT_THE_START = {"sit_scope", "sit_unit"}
+EXTRA_AT_THE_END = EXTRA_AT_THE_START | {
+    "sit_state",
+    "sit_outcome",
+    "sit_commits",
+    "sit_total",
+    "sit_queued",
+    "sit_body",
+    "sit_commit",
+    "sit_connection",
+    "sit_spawned_at",
+}
+
+
+class Recorder:
+    """Keeps the events."""
+
+    def __init__(self):
+        self.events = []
+
+    def unit_started(self, event, /):
+        self.events.append(event)
+
+    unit_ended = scope_waiting = unit_started
+
+
+class Broken:
+    """Raises on every event."""
+
+    def unit_started(self, event, /):
+        raise OSError(type(event).__name__)
+
+    unit_ended = scope_waiting = unit_started
+
+
+async def add(session, name):
+    session.add(Item(name=name))
+
+
+async def fail(_session, _name):
+    raise ValueError("no")
+
+
+async def for_ever(_session, _name):
+    await asyncio.Event().wait()
+
+
+async def run(factory, body, *, cancel=False, **options):
+    async with TaskScope(factory, name="gum", **options) as scope:
+        handle = scope.spawn(body, SECRET)
+        if cancel:
+            while handle.state is TaskState.QUEUED:
+                await asyncio.sleep(0)
+            handle.cancel("not needed")
+    return handle
+
+
+def lines(caplog):
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+@pytest.fixture
+def log(caplog):
+    """Records of the package, from DEBUG on; the driver logs too."""
+    caplog.set_level(logging.DEBUG, "sa_isolated_tasks")
+    caplog.handler.addFilter(logging.Filter("sa_isolated_tasks"))
+    return caplog
+
+
+async def test_a_unit_is_logged_at_its_start_and_at_its_end(LiteSession, log):
+    """DEBUG at the start; one INFO at the end with the split of time and the outcome."""
+    await run(LiteSession, add)
+
+    (start, end) = lines(log)
+    assert ("DEBUG", "add#1 started (queued 0.00s)") == start
+    assert "INFO" == end[0]
+    assert end[1].startswith("add#1 completed in 0.0")
+    for part in ("queued ", "body ", "commit ", "connection "):
+        assert part in end[1]
+    assert end[1].endswith(", committed")
+
+
+async def test_a_failure_is_logged_with_its_traceback(LiteSession, log):
+    """One ERROR with exc_info, and the time so far."""
+    await run(LiteSession, fail)
+
+    record = log.records[-1]
+    assert ("ERROR", ValueError) == (record.levelname, record.exc_info[0])
+    assert record.getMessage().startswith("fail#1 failed after 0.0")
+
+
+async def test_a_cancelled_unit_is_logged_with_the_reason(LiteSession, log):
+    """INFO, and who wanted it."""
+    await run(LiteSession, for_ever, cancel=True)
+
+    level, message = lines(log)[-1]
+    assert "INFO" == level
+    assert message.startswith("for_ever#1 cancelled after 0.0")
+    assert message.endswith("none: not needed")
+
+
+@pytest.mark.parametrize(("slow", "level"), [(0, "WARNING"), (3600, "INFO"), (None, "INFO")], ids=str)
+async def test_a_slow_unit_is_a_warning(LiteSession, log, slow, level):
+    """From the threshold of the logging listener on the end is a WARNING."""
+    await run(LiteSession, add, listeners=[LoggingListener(slow=slow)])
+
+    assert [level] == [record.levelname for record in log.records if "completed" in record.getMessage()]
+
+
+async def test_the_extra_keys_are_those_of_the_table(LiteSession, log):
+    """Start and end carry the documented keys, and no others that begin like them."""
+    await run(LiteSession, add)
+
+    keys = [{key for key in vars(record) if key.startswith("sit_")} for record in log.records]
+    assert [EXTRA_AT_THE_START, EXTRA_AT_THE_END] == keys
+    assert ("gum", "add#1", "committed", 1) == (
+        log.records[1].sit_scope,
+        log.records[1].sit_unit,
+        log.records[1].sit_outcome,
+        log.records[1].sit_commits,
+    )
+
+
+@pytest.mark.parametrize("body", [add, fail, for_ever])
+async def test_no_argument_gets_into_the_log(LiteSession, log, body):
+    """Arguments may be secrets: they are in no message and in no extra."""
+    await run(LiteSession, body, cancel=body is for_ever)
+
+    assert [] == [record for record in log.records if SECRET in str(vars(record))]
+
+
+@pytest.mark.parametrize("body", [add, fail, for_ever])
+async def test_nothing_is_logged_below_the_level(LiteSession, caplog, body):
+    """With the logger at CRITICAL a unit writes nothing."""
+    caplog.set_level(logging.CRITICAL, "sa_isolated_tasks")
+
+    await run(LiteSession, body, cancel=body is for_ever)
+
+    assert [] == [record for record in caplog.records if record.name == "sa_isolated_tasks"]
+
+
+async def test_a_listener_gets_frozen_events(LiteSession):
+    """One event at the start and one at the end, with what the handle knows."""
+    recorder = Recorder()
+
+    handle = await run(LiteSession, add, listeners=[recorder])
+
+    started, ended = recorder.events
+    assert [UnitStarted, UnitEnded] == [type(started), type(ended)]
+    assert ("gum", "add#1", TaskState.SUCCEEDED, Outcome.COMMITTED, 1, None, "") == (
+        ended.scope,
+        ended.unit,
+        ended.state,
+        ended.outcome,
+        ended.commits,
+        ended.exception,
+        ended.reason,
+    )
+    assert handle.timing == ended.timing
+    assert "test_logging.py:" in ended.spawned_at
+    with pytest.raises(AttributeError):
+        ended.state = None
+
+
+async def test_a_listener_is_told_of_failure_and_cancellation(LiteSession):
+    """The exception is what awaiting the handle raises."""
+    recorder = Recorder()
+
+    failed = await run(LiteSession, fail, listeners=[recorder])
+    cancelled = await run(LiteSession, for_ever, cancel=True, listeners=[recorder])
+
+    ends = [event for event in recorder.events if isinstance(event, UnitEnded)]
+    assert [failed.exception(), cancelled.exception()] == [event.exception for event in ends]
+    assert isinstance(ends[1].exception, UnitCancelledError)
+
+
+async def test_a_listener_that_raises_is_logged_and_changes_nothing(LiteSession, log, names_in_table, sqlite_engine):
+    """The unit commits, the other listeners are told, and the log says which listener raised."""
+    recorder = Recorder()
+
+    handle = await run(LiteSession, add, listeners=[Broken(), recorder])
+
+    assert (TaskState.SUCCEEDED, 2) == (handle.state, len(recorder.events))
+    assert [SECRET] == await names_in_table(sqlite_engine)
+    assert 2 == sum(message == "a listener raised: Broken" for _, message in lines(log))
+
+
+async def test_a_scope_has_one_logging_listener(LiteSession, log):
+    """Giving one replaces the one that is there by default: no line comes twice."""
+    await run(LiteSession, add, listeners=[LoggingListener(), Recorder()])
+
+    assert 1 == sum("completed" in message for _, message in lines(log))
+
+
+def test_a_listener_needs_all_its_methods():
+    """What is missing is named when the scope is made."""
+
+    class Half:
+        def unit_started(self, event):
+            pass
+
+    with pytest.raises(DeclarationError, match="Half has no unit_ended, scope_waiting"):
+        TaskScope(lambda: None, name="t", listeners=[Half()])
+
+
+def test_waiting_is_a_warning_with_names(caplog):
+    """A scope that is being left names what it waits for."""
+    LoggingListener().scope_waiting(ScopeWaiting("gum", 30.0, ("a#1", "b#2")))
+
+    assert [("WARNING", "scope gum has waited 30s for 2 unit(s): a#1, b#2")] == lines(caplog)
