@@ -122,10 +122,8 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 -- a coroutine that runs has one
         entry.start(task)
-        notify(
-            self.listeners,
-            lambda listener: listener.unit_started(UnitStarted(self.name, entry.name, entry.queued_seconds)),
-        )
+        started = UnitStarted(self.name, entry.name, entry.queued_seconds)
+        notify(self.listeners, lambda listener: listener.unit_started(started))
         try:
             entry.succeed(await entry.unit.run())
         except asyncio.CancelledError as error:
@@ -135,6 +133,10 @@ class Runner:
             raise
         except BaseException as error:  # noqa: BLE001 -- it is in the handle and in the log; nobody awaits the task
             entry.fail(error)
+        finally:
+            # The frames of the traceback lead back to this one, and the entry holds the traceback: break the cycle,
+            # test_handle.py::test_a_failed_unit_is_freed_without_the_garbage_collector.
+            del entry, task
 
     def _cancelled(self, entry: Entry, task: asyncio.Task[None], error: asyncio.CancelledError) -> None:
         if entry.cancel_reason is None and task.cancelling():
