@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, final
 
 import sqlalchemy.ext.asyncio as sa_asyncio
@@ -13,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from sa_isolated_tasks._signature import identifier_of, is_a, name_of
 from sa_isolated_tasks._types import Limit
 from sa_isolated_tasks._watch import Phase, Record, phase_of, record_of
 from sa_isolated_tasks.exceptions import DeclarationError, FakeIsolationError, LimitError
@@ -55,86 +58,129 @@ class SessionFactory:
             self._checked = True
 
     def binds(self) -> list[Any] | None:
-        """What the sessions are bound to, or None if only the factory's context manager knows. May make one session."""
+        """
+        What the sessions are bound to, or None where only a context manager or a ``get_bind()`` knows.
+
+        Makes one session, which does nothing, unless the factory is a sessionmaker.
+        """
         self.check_isolation()
-        if _is_maker(self.make):
-            return None if _routes(self.make.class_, self.make.kw) else _binds_of_maker(self.make)  # type: ignore[attr-defined]
-        session = self.make()
-        if not isinstance(session, AsyncSession):
+        maker: Any = self.make
+        if _is_maker(maker):
+            return None if _routes(_session_class_of(maker)) else _binds_of_maker(maker)
+        made: Any = self.make()
+        if not is_a(made, AsyncSession):
+            _check_made(made)
             return None
-        binds = _binds_of_session(session)
+        binds = _binds_of_session(made)
         _check_binds(binds)
-        return None if _routes(type(session), {"sync_session_class": type(session.sync_session)}) else binds
+        return None if _routes(type(made.sync_session)) else binds
 
 
 def _is_maker(factory: Any) -> bool:
-    return isinstance(factory, _MAKERS)
+    return is_a(factory, *_MAKERS)
 
 
-def _routes(cls: type, options: dict[str, Any]) -> bool:
+def _session_class_of(maker: Any) -> Any:
+    return maker.kw.get("sync_session_class", maker.class_.sync_session_class)
+
+
+def _routes(cls: Any) -> bool:
     """Whether the user's own ``get_bind`` decides about the engine, so that it cannot be known in advance."""
-    sync = options.get("sync_session_class", getattr(cls, "sync_session_class", Session))
-    return getattr(sync, "get_bind", None) is not Session.get_bind
+    return cls.get_bind is not Session.get_bind
 
 
 def _check_declaration(factory: Any) -> None:
-    name = getattr(factory, "__qualname__", type(factory).__name__)
     problem = _problem_of(factory)
     if problem is not None:
         what, cure = problem
         raise DeclarationError(
-            f"the session factory {name} is {what}",
+            f"the session factory {name_of(factory)} is {what}",
             why="a factory is called with no arguments, and gives an AsyncSession or an async context manager of one",
             cure=cure,
         )
 
 
 def _problem_of(factory: Any) -> tuple[str, str] | None:
-    if isinstance(factory, AsyncSession | Session):
+    if is_a(factory, AsyncSession, Session):
         return "a session, not a factory: every unit would get the same one", _SESSIONMAKER
-    if isinstance(factory, AsyncEngine | Engine):
-        return "an engine", "Session = async_sessionmaker(engine)"
-    if _is_maker(factory) and not issubclass(factory.class_, AsyncSession):
+    if is_a(factory, AsyncEngine, Engine):
+        return "an engine", _SESSIONMAKER
+    if _is_maker(factory) and not _makes_async_sessions(factory):
         return "a sessionmaker of synchronous sessions", _SESSIONMAKER
-    if isinstance(factory, type) and issubclass(factory, Session):
+    if is_a(factory, type) and issubclass(factory, Session):
         return "a class of synchronous sessions", _SESSIONMAKER
     if not callable(factory):
         return "not callable", _SESSIONMAKER
-    return _problem_of_function(factory)
+    return None if _is_maker(factory) else _problem_of_function(factory)
+
+
+def _makes_async_sessions(maker: Any) -> bool:
+    return bool(issubclass(maker.class_, AsyncSession))
 
 
 def _problem_of_function(factory: Callable[..., Any]) -> tuple[str, str] | None:
     inner = factory
     while isinstance(inner, functools.partial):
         inner = inner.func
-    name = getattr(inner, "__name__", "get_session")
-    if inspect.isasyncgenfunction(inner):
+    name = identifier_of(inner)
+    # A class is called to make an object; the `__call__` of one is what calling an object means.
+    kinds = (inner,) if isinstance(inner, type) else (inner, type(inner).__call__)
+    if any(map(inspect.isasyncgenfunction, kinds)):
         return "an async generator function", f"@contextlib.asynccontextmanager\nasync def {name}(): ..."
-    if inspect.isgeneratorfunction(inner):
+    if any(map(inspect.isgeneratorfunction, kinds)):
         return "a generator function", f"@contextlib.asynccontextmanager\nasync def {name}(): ..."
-    if inspect.iscoroutinefunction(inner):
+    if any(map(inspect.iscoroutinefunction, kinds)):
         return "an `async def`, which gives a coroutine", f"def {name}() -> AsyncSession: ..."
-    missing = _missing_arguments(factory)
+    return _problem_of_arguments(factory, name)
+
+
+def _problem_of_arguments(factory: Callable[..., Any], name: str) -> tuple[str, str] | None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except TypeError:  # not something that can be asked: it will show when it is called
+        return None
+    except ValueError:
+        # A function without parameters that is called as a method; or one that is written in C, and does not say.
+        what = "a function without parameters, made a method by its class"
+        return (what, f"{name} = staticmethod(...)") if is_a(factory, types.MethodType) else None
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    missing = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
     if missing:
         return f"called with no arguments, but needs {', '.join(missing)}", f"functools.partial({name}, ...)"
     return None
 
 
-def _missing_arguments(factory: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # written in C, or a mock: it will show when it is called
-        return []
-    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
-
-
 def _check_registry(factory: Any) -> None:
-    if isinstance(factory, async_scoped_session | scoped_session):
+    if is_a(factory, async_scoped_session, scoped_session):
         raise FakeIsolationError(
-            f"the factory is a scoped registry ({type(factory).__name__}): it gives one session to all who share its scope",
+            f"the factory is a scoped registry ({type(factory).__name__}): "
+            "it gives one session to all who share its scope",
             cure="isolated_session(registry.session_factory)",
         )
+
+
+def _check_made(made: Any) -> None:
+    """
+    Raises for what is neither a session nor an async context manager; a coroutine is closed, or it would complain.
+
+    Raises:
+        DeclarationError: with the cure for each of the usual mistakes.
+        FakeIsolationError: a scoped registry.
+    """
+    _check_registry(made)
+    if is_a(made, AbstractAsyncContextManager):
+        return
+    cure = _SESSIONMAKER
+    if inspect.iscoroutine(made):
+        made.close()
+        cure = "def factory() -> AsyncSession: ..."
+    if inspect.isasyncgen(made) or is_a(made, AbstractContextManager):
+        cure = "@contextlib.asynccontextmanager\nasync def factory(): ..."
+    raise DeclarationError(
+        f"the session factory gave a {type(made).__name__}",
+        why="it has to give an AsyncSession, or an async context manager that yields one",
+        cure=cure,
+    )
 
 
 def _binds_of_maker(maker: Any) -> list[Any]:
@@ -143,7 +189,7 @@ def _binds_of_maker(maker: Any) -> list[Any]:
 
 def _binds_of_session(session: AsyncSession) -> list[Any]:
     # `AsyncSession.bind` does not exist on some versions when only `binds` was given; the sync session has both.
-    given = getattr(session, "binds", None) or {}
+    given: dict[Any, Any] = getattr(session, "binds", None) or {}
     return _unique([getattr(session, "bind", None), session.sync_session.bind, *given.values()])
 
 
@@ -177,12 +223,12 @@ def adopt(made: Any, *, in_use: bool) -> Record:
         DeclarationError: it is no AsyncSession.
         FakeIsolationError: the factory has given it before, or it is in use, or it is bound to what others share.
     """
-    _check_registry(made)
-    if not issubclass(type(made), AsyncSession):
+    if not is_a(made, AsyncSession):
+        _check_made(made)
         raise DeclarationError(
-            f"the session factory gave a {type(made).__name__}",
-            why="it has to give an AsyncSession, or an async context manager that yields one",
-            cure=_SESSIONMAKER,
+            f"the session factory's context manager yielded a {type(made).__name__}",
+            why="it has to yield an AsyncSession",
+            cure="async with Session() as session: yield session",
         )
     record = record_of(made.sync_session)
     if record.isolated or not (in_use or phase_of(made.sync_session) is Phase.FRESH):

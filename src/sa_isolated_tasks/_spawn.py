@@ -12,11 +12,20 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from sa_isolated_tasks._factory import SessionFactory
+from sa_isolated_tasks._function import IsolatedFunction, as_isolated, isolated_under, prepare
 from sa_isolated_tasks._guard import Passed, check_call
 from sa_isolated_tasks._handle import Entry, TaskHandle
-from sa_isolated_tasks._isolated import IsolatedFunction, as_isolated
 from sa_isolated_tasks._runner import Runner
-from sa_isolated_tasks._signature import Kind, Shape, check_body, name_of, read_shape
+from sa_isolated_tasks._signature import (
+    Kind,
+    Shape,
+    carries,
+    check_body,
+    identifier_of,
+    name_of,
+    read_shape,
+    refuse_taken,
+)
 from sa_isolated_tasks._types import Context, Guard, SessionT, Welcome
 from sa_isolated_tasks._unit import Unit
 from sa_isolated_tasks.exceptions import DeclarationError
@@ -76,8 +85,7 @@ class Spawning:
         else:
             name = isolated.__qualname__
             runner = self._admit(name)
-            isolated.check_arguments(args, kwargs, 1, options.guard)
-            unit = isolated.unit(args, kwargs, options.timeout)
+            unit = prepare(isolated, args, kwargs, offset=1, guard=options.guard, timeout=options.timeout)
         context = contextvars.copy_context() if options.context == "copy" else contextvars.Context()
         line = (frame.f_code.co_filename, frame.f_lineno)
         entry = Entry(runner, options.name or name, next(self._numbers), unit, context, line)
@@ -86,12 +94,14 @@ class Spawning:
 
     def _plain_unit(self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Unit[Any]:
         shape = self._shape_of(fn)
-        owner = None if type(fn) is FunctionType and fn.__closure__ is None else fn
-        check_call(Passed(name_of(fn), args, kwargs, owner, 1), shape, shape.signature, options.guard)
+        name = name_of(fn)
+        check_call(Passed(name, args, kwargs, fn if carries(fn) else None, 1), shape, shape.signature, options.guard)
+        refuse_taken(shape, name, kwargs)
         return Unit(self._factory, lambda session: fn(session, *args, **kwargs), fn, options.timeout)
 
     def _shape_of(self, fn: Any) -> Shape:
-        if type(fn) is not FunctionType:
+        # All functions that one decorator has wrapped have the same code, and signatures of their own.
+        if type(fn) is not FunctionType or fn.__dict__:
             return _function_shape(fn)
         shape = self._shapes.get(fn.__code__)
         if shape is None:
@@ -100,7 +110,7 @@ class Spawning:
 
 
 def _unwrapped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """A ``partial`` of an isolated function is that function with more arguments; its session comes first all the same."""
+    """A ``partial`` of an isolated function is that function with more arguments."""
     given, more_args, more_kwargs = fn, args, kwargs
     while isinstance(given, functools.partial):
         more_args, more_kwargs = given.args + more_args, given.keywords | more_kwargs
@@ -109,13 +119,19 @@ def _unwrapped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 
 def _function_shape(fn: Any) -> Shape:
-    shape = read_shape(fn)
-    if shape.kind is Kind.METHOD:
-        name = name_of(fn)
+    isolated = isolated_under(fn)
+    if isolated is not None and isolated is not fn:
         raise DeclarationError(
-            f"{name} is a method that is bound to no object",
+            f"{name_of(fn)} wraps an isolated function, which opens its own session and takes none",
+            why="a spawned function is given a session as its first argument, unless it is an isolated function itself",
+            cure=f"async def work(session, *args): return await {identifier_of(fn)}(*args)  # spawn this",
+        )
+    shape = read_shape(fn) if isolated is None else None
+    if shape is None or shape.kind is Kind.METHOD:
+        raise DeclarationError(
+            f"{name_of(fn)} is a method that is bound to no object",
             why="the session is its second parameter, and would be passed as the first",
-            cure=f"scope.spawn(obj.{name.rpartition('.')[2]}, ...)",
+            cure=f"scope.spawn(obj.{identifier_of(fn)}, ...)",
         )
     return shape
 
@@ -143,8 +159,8 @@ class Spawner(Welcome):
         """
         Runs *fn* as a unit: in a task and a session of its own. Returns at once; no step of the body has run by then.
 
-        The unit starts when a slot is free, in the order of spawning, and holds neither task nor session before that. The scope
-        keeps it; the handle may be dropped. A failure is logged, and raised to who awaits the handle; it
+        The unit starts when a slot is free, in the order of spawning, and holds neither task nor session before that.
+        The scope keeps it; the handle may be dropped. A failure is logged, and raised to who awaits the handle; it
         touches neither the spawner nor other units. Context variables are copied at this call.
 
         Args:
@@ -162,4 +178,6 @@ class Spawner(Welcome):
 
         .. versionadded:: 0.1.0
         """
-        return self._spawning.spawn(self._options, fn, args, kwargs, sys._getframe(1))  # noqa: SLF001 -- one frame, cheaply
+        # One frame, cheaply.
+        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        return self._spawning.spawn(self._options, fn, args, kwargs, frame)
