@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import tempfile
 from pathlib import Path
 
@@ -159,7 +160,7 @@ async def print_rows(session_maker: Sessions) -> None:
 
 
 async def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{Path(directory) / 'demo.db'}", poolclass=AsyncAdaptedQueuePool, pool_size=5

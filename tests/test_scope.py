@@ -355,15 +355,26 @@ async def test_cancel_cancels_the_rest_and_the_block(scope_of):
     assert 0 == asyncio.current_task().cancelling()
 
 
-async def test_a_block_that_ends_before_its_cancellation_reaches_it(scope_of):
-    """The failure comes while the block is ending: the group comes out, and no cancellation is left over."""
-    ended = asyncio.Event()
+async def test_a_block_that_swallows_its_cancellation_does_not_hide_the_failure(scope_of):
+    """The block catches the cancellation and ends: the group comes out, and no cancellation is left over."""
     with pytest.raises(ExceptionGroup):
         async with scope_of(on_failure="cancel") as scope:
-            handle = scope.spawn(fail)
-            handle.add_done_callback(lambda _: ended.set())
+            scope.spawn(fail)
             with contextlib.suppress(asyncio.CancelledError):
-                await ended.wait()
+                await asyncio.Event().wait()
+
+    await asyncio.sleep(0)
+    assert 0 == asyncio.current_task().cancelling()
+
+
+async def test_a_block_that_closes_its_scope_after_a_failure_is_not_left_cancelled(scope_of):
+    """The block catches its cancellation and closes the scope itself: the group comes out there, once, and no more."""
+    with pytest.raises(ExceptionGroup):
+        async with scope_of(on_failure="cancel") as scope:
+            scope.spawn(fail)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await scope.aclose()
 
     await asyncio.sleep(0)
     assert 0 == asyncio.current_task().cancelling()
@@ -739,6 +750,22 @@ async def test_a_unit_may_close_its_own_scope(scope_of):
         gate.opened.set()
 
     assert ["other", "closed"] == steps
+
+
+async def test_a_unit_that_closes_its_scope_is_not_cancelled_by_it(scope_of):
+    """Past the drain timeout it cancels the others, and goes on itself."""
+
+    async def closer(_session):
+        await scope.aclose()
+        return "closed"
+
+    scope = scope_of(drain_timeout=0)
+    scope.start()
+    other = scope.spawn(for_ever)
+    result = await scope.spawn(closer)
+    await scope.aclose()
+
+    assert ("closed", TaskState.CANCELLED) == (result, other.state)
 
 
 async def test_a_unit_that_drains_its_scope_lends_its_slot(scope_of):

@@ -199,6 +199,21 @@ def test_a_new_wait_calls_a_returning_unit_out_of_the_line(slots):
     assert (False, 1) == (waiter.holds, slots.free)
 
 
+def test_a_unit_in_the_line_has_one_place_in_it():
+    """In the line of returning units, another branch waits for a running unit: its end gives no second place."""
+    slots = Slots(2, lambda: None)
+    waiter, queued = seated(slots), Seat(slots)
+    waiter.wait_for(queued)
+    first, second = seated(slots), seated(slots)
+    queued.leave()
+    waiter.wait_for(first)
+
+    first.leave()
+    second.leave()
+
+    assert (True, 1, 0) == (waiter.holds, slots.free, len(slots.returning))
+
+
 def test_a_unit_that_ends_while_it_waits_is_forgotten(slots):
     """A unit that ends, with a helper task of it still waiting, leaves no trace in what was waited for."""
     waiter, queued = seated(slots), Seat(slots)

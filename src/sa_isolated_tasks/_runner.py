@@ -224,7 +224,8 @@ class Runner:
         if waiter is None or waiter.ended:
             await self._until_quiet(())
             return
-        others = Seat(None)
+        # "Everyone else has ended" is waited for like a unit that has no slot.
+        others = Seat(Slots(0, _nobody_waits))
         waiter.wait_for(others)
         try:
             await self._until_quiet(_chain_of(waiter))
@@ -254,6 +255,10 @@ class Runner:
     def _report(self, waited: float) -> None:
         event = ScopeWaiting(self.name, waited, tuple(entry.name for entry in self.entries()))
         notify(self.listeners, lambda listener: listener.scope_waiting(event))
+
+
+def _nobody_waits() -> None:
+    """A slot is free that no unit can take."""
 
 
 def _chain_of(seat: Seat | None) -> list[Seat]:

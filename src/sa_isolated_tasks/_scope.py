@@ -210,7 +210,6 @@ class TaskScope(Spawner):
 
         .. versionadded:: 0.1.0
         """
-        self._host = None
         await self._leave(None)
 
     async def __aenter__(self) -> Self:
@@ -221,22 +220,11 @@ class TaskScope(Spawner):
     async def __aexit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> bool:
-        host, self._host = self._host, None
-        if not self._host_was_cancelled or host is None or host.uncancel():
-            await self._leave(error)
-            return False
-        # The only cancellation was this scope's own, for a failed unit: the failure comes out in its place.
-        if isinstance(error, asyncio.CancelledError):
-            await self._leave(None)
-            return True
-        # Q: Why yield? A: The block may have ended before the cancellation reached it, and up to Python 3.12 `uncancel`
-        # does not take that back: test_scope.py::test_a_block_that_ends_before_its_cancellation_reaches_it.
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError as cancelled:
-            if host.cancelling():
-                error = error or cancelled
+        if self._host is not None and self._host_was_cancelled and self._host.uncancel() == 0:
+            # The only cancellation was this scope's own, for a failed unit: the failure comes out in its place.
+            error = None if isinstance(error, asyncio.CancelledError) else error
         await self._leave(error)
+        # Only with *error*, which goes on by itself; a failure that took its place was raised by the line above.
         return False
 
     async def _leave(self, error: BaseException | None) -> None:
@@ -293,9 +281,10 @@ class TaskScope(Spawner):
         self._failures.append(entry)
         if self._on_failure != "cancel" or self._state is _State.CANCELLING:
             return
+        block_is_running = self._state is _State.OPEN
         self._state = _State.CANCELLING
         self._runner.cancel_all(f"unit {entry.name} of the same scope failed")
-        if self._host is not None and not self._host.done():
+        if self._host is not None and block_is_running:
             self._host_was_cancelled = True
             self._host.cancel(f"unit {entry.name} failed")
 

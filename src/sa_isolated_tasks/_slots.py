@@ -55,13 +55,11 @@ class Slots:
 class Seat:
     """
     The place of one unit: whether it holds a slot, which units it waits for, and which wait for it.
-
-    *slots* is None for the seat of something that is no unit but can be waited for: "everyone else has ended".
     """
 
     __slots__ = ("ended", "holds", "parent", "slots", "targets", "turn", "watchers")
 
-    def __init__(self, slots: Slots | None, parent: Seat | None = None) -> None:
+    def __init__(self, slots: Slots, parent: Seat | None = None) -> None:
         self.slots = slots
         self.parent = parent
         self.holds = False
@@ -96,8 +94,6 @@ class Seat:
         lenders: list[Seat] = [self]
         while lenders:
             seat = lenders.pop()
-            if seat.slots is None:
-                continue
             if seat.holds:
                 seat.holds = False
                 lenders.extend(seat.watchers)
@@ -116,7 +112,7 @@ class Seat:
         if self in target.watchers:
             target.watchers.remove(self)
             self.targets.remove(target)
-        if self.holds or self.slots is None or self.waits_for_a_slotless_unit():
+        if self.holds or self.waits_for_a_slotless_unit():
             return
         if self in self.slots.returning:
             self.slots.returning.remove(self)
@@ -155,8 +151,6 @@ class Seat:
             target.watchers.remove(self)
         self.targets.clear()
         self.wake()
-        if self.slots is None:
-            return
         if self in self.slots.returning:
             self.slots.returning.remove(self)
         if self.holds:
@@ -164,7 +158,7 @@ class Seat:
             self.slots.give()
 
     def queue_for_return(self) -> None:
-        if self.holds or self.ended or self.slots is None or self.waits_for_a_slotless_unit():
+        if self.holds or self.ended or self.waits_for_a_slotless_unit():
             return
         if self not in self.slots.returning:
             self.slots.returning.append(self)
