@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import inspect
@@ -10,17 +9,15 @@ import pickle
 import types
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sa_isolated_tasks._events import UnitEnded, UnitStarted
+from sa_isolated_tasks._call import run_call
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._guard import Passed, check, check_call
-from sa_isolated_tasks._logging import LoggingListener
 from sa_isolated_tasks._signature import Shape, carries, is_a, name_of, refuse_taken
-from sa_isolated_tasks._types import Factory, Guard, TaskState, Welcome
+from sa_isolated_tasks._types import Factory, Guard, Welcome
 from sa_isolated_tasks._unit import Unit
 from sa_isolated_tasks.exceptions import DeclarationError
 
@@ -42,7 +39,6 @@ R = TypeVar("R")
 # Covariant although it is a parameter's, as for the `self` of a function: a subclass narrows it when it overrides.
 OwnerT_co = TypeVar("OwnerT_co", covariant=True)
 
-_LOG = LoggingListener()
 _METADATA = ("__module__", "__name__", "__qualname__", "__doc__", "__type_params__")
 
 
@@ -150,7 +146,7 @@ class IsolatedFunction(Isolated, Generic[P, R_co]):
             shape.bound_signature if bound else shape.signature,
         )
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
         """
         Checks the arguments, and returns the coroutine that runs the unit in the task that awaits it.
 
@@ -163,7 +159,7 @@ class IsolatedFunction(Isolated, Generic[P, R_co]):
             FakeIsolationError: the factory's sessions would share a connection.
             TypeError: the arguments do not fit the signature.
         """
-        coroutine: Any = _run(self.__qualname__, prepare(self, args, kwargs))
+        coroutine: Any = run_call(self.__qualname__, prepare(self, args, kwargs))
         # So "was never awaited", task names and debuggers show the user's function.
         coroutine.__name__, coroutine.__qualname__ = self.__name__, self.__qualname__
         return cast("Coroutine[object, None, R_co]", coroutine)
@@ -256,41 +252,12 @@ def prepare(
         owner = types.MethodType(body, bound[0])
     elif carries(body):
         owner = body
+    # First: a session in the place of the factory is that, and not just any session in the object.
+    factory = declaration.factory_for(bound)
     check_call(Passed(fn.__name__, args, kwargs, owner, offset), shape, fn.__signature__, guard)
     refuse_taken(shape, fn.__name__, kwargs)
-    factory = declaration.factory_for(bound)
     factory.check_isolation()
     return Unit(factory, lambda session: body(*bound, session, *args, **kwargs), body, timeout)
-
-
-async def _run(name: str, unit: Unit[R]) -> R:
-    """A call outside of any scope: the unit in the caller's task, with the log that a scope would write."""
-    _LOG.unit_started(UnitStarted("", name, 0.0))
-    started = perf_counter()
-    asked = _times_cancelled()
-
-    def end(state: TaskState, failure: BaseException | None = None, reason: str = "") -> None:
-        timing = unit.timing(perf_counter() - started, 0.0)
-        _LOG.unit_ended(UnitEnded("", name, state, unit.outcome, unit.commits, timing, failure, reason, ""))
-
-    try:
-        result = await unit.run()
-    except GeneratorExit:
-        end(TaskState.CANCELLED, reason="its coroutine was closed")
-        raise
-    except BaseException as error:
-        if isinstance(error, asyncio.CancelledError) and _times_cancelled() > asked:
-            end(TaskState.CANCELLED, reason="its task was cancelled")
-        else:
-            end(TaskState.FAILED, error)
-        raise
-    end(TaskState.SUCCEEDED)
-    return result
-
-
-def _times_cancelled() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
 
 
 class _Method(Isolated):

@@ -121,10 +121,11 @@ def _unwrapped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 def _function_shape(fn: Any) -> Shape:
     isolated = isolated_under(fn)
     if isolated is not None and isolated is not fn:
+        name = identifier_of(fn)
         raise DeclarationError(
             f"{name_of(fn)} wraps an isolated function, which opens its own session and takes none",
             why="a spawned function is given a session as its first argument, unless it is an isolated function itself",
-            cure=f"async def work(session, *args): return await {identifier_of(fn)}(*args)  # spawn this",
+            cure=f"async def run_{name}(session, *args): return await {name}(*args)  # and spawn this",
         )
     shape = read_shape(fn) if isolated is None else None
     if shape is None or shape.kind is Kind.METHOD:

@@ -1,0 +1,50 @@
+"""A call outside of any scope: the unit in the caller's task, with the log that a scope would write."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import TypeVar
+
+from sa_isolated_tasks._events import UnitEnded, UnitStarted
+from sa_isolated_tasks._logging import LoggingListener
+from sa_isolated_tasks._types import TaskState
+from sa_isolated_tasks._unit import Unit
+
+__all__ = ["run_call"]
+
+R = TypeVar("R")
+
+_LOG = LoggingListener()
+
+
+async def run_call(name: str, unit: Unit[R]) -> R:
+    """Runs *unit* to its end in the task that awaits this; what it raises comes out as it is."""
+    _LOG.unit_started(UnitStarted("", name, 0.0))
+    started = perf_counter()
+    asked = _times_cancelled()
+
+    def end(state: TaskState, failure: BaseException | None = None, reason: str = "") -> None:
+        timing = unit.timing(perf_counter() - started, 0.0)
+        _LOG.unit_ended(UnitEnded("", name, state, unit.outcome, unit.commits, timing, failure, reason, ""))
+
+    try:
+        result = await unit.run()
+    except GeneratorExit:
+        end(TaskState.CANCELLED, reason="its coroutine was closed")
+        raise
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and _times_cancelled() > asked:
+            end(TaskState.CANCELLED, reason="its task was cancelled")
+        else:
+            end(TaskState.FAILED, error)
+        raise
+    end(TaskState.SUCCEEDED)
+    return result
+
+
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
