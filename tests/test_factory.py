@@ -397,7 +397,7 @@ def test_a_callable_that_cannot_be_asked_for_its_parameters_passes():
     assert SessionFactory(type).make is type
 
     class Silent:
-        __signature__ = "not a signature"
+        __signature__ = 1
 
         def __call__(self):
             return AsyncSession()
