@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import declarative_base, sessionmaker
 
@@ -29,3 +34,82 @@ async def reset(engine):
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
+
+
+class Gate:
+    """Where tasks stop until it is opened, and which tells when they have come."""
+
+    def __init__(self):
+        self.entered = 0
+        self._arrived = asyncio.Semaphore(0)
+        self._opened = asyncio.Event()
+
+    async def enter(self):
+        self.entered += 1
+        self._arrived.release()
+        await self._opened.wait()
+
+    async def arrivals(self, count=1):
+        """Waits until *count* more have come."""
+        for _ in range(count):
+            await self._arrived.acquire()
+
+    def open(self):
+        self._opened.set()
+
+
+@contextlib.contextmanager
+def new_connections_held(engine):
+    """Whoever needs a new connection of *engine* stops while it is being made, until the gate that is given is opened."""
+    gate = Gate()
+
+    def on_connect(dbapi_connection, _record):
+        dbapi_connection.run_async(lambda _driver_connection: gate.enter())
+
+    event.listen(engine.sync_engine, "connect", on_connect)
+    try:
+        yield gate
+    finally:
+        gate.open()
+        event.remove(engine.sync_engine, "connect", on_connect)
+
+
+async def gather_over_one_session(engine, Session, *calls):
+    """
+    Gathers *calls*, each given the same session, in that session's block, while no connection is idle in the pool.
+
+    This is when SQLAlchemy notices that a session is shared: with an idle connection it serialises the calls in silence.
+
+    Returns:
+        ``escaped``, what left the block, or None; the ``results`` of the calls; how many ``connections`` were made.
+    """
+    session, tasks = Session(), []
+
+    async def block():
+        async with session:
+            tasks.extend(asyncio.ensure_future(call(session)) for call in calls)
+            await asyncio.gather(*tasks)
+
+    async with engine.connect():
+        with new_connections_held(engine) as gate:
+            running = asyncio.ensure_future(block())
+            each_has_one = asyncio.ensure_future(gate.arrivals(len(calls)))
+            await asyncio.wait({running, each_has_one}, return_when=asyncio.FIRST_COMPLETED)
+            each_has_one.cancel()
+            gate.open()
+            (escaped,) = await asyncio.gather(running, return_exceptions=True)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        await session.close()
+    return SimpleNamespace(escaped=escaped, results=results, connections=gate.entered)
+
+
+def assert_it_went_wrong(seen):
+    """What `gather_over_one_session` has to give for two calls: the fault of the reports, on every SQLAlchemy."""
+    if sa.__version__ <= "2.0.0":
+        # 1.4 and 2.0.0 do not look: one session has two connections, and so its work is in two transactions.
+        assert seen.escaped is None
+        assert seen.connections == len(seen.results)
+        return
+    assert "Method 'close()' can't be called here; method '_connection_for_bind()' is already" in str(seen.escaped)
+    assert "This session is provisioning a new connection; concurrent operations are not permitted" in str(seen.results[1])
+    assert seen.connections == 1

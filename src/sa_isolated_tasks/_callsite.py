@@ -3,60 +3,170 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import linecache
-import sys
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any, cast
 
-__all__ = ["CallSite", "find_call", "line_of"]
+__all__ = ["CallSite", "Source", "find_call"]
 
-PACKAGE = __name__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
+_UNKNOWN = object()
 
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """Where the user's code called into this package; *call* is None where the source cannot be read."""
+    """
+    Where the user's code called into this package.
+
+    *call* is None where the source cannot be read; *frame* where there is no code of the user's at all.
+    """
 
     filename: str
     lineno: int
     call: ast.Call | None
+    frame: FrameType | None
 
     def __str__(self) -> str:
         line = linecache.getline(self.filename, self.lineno).strip()
         place = f"{self.filename}:{self.lineno}"
         return f"{place}: {line}" if line else place
 
+    @property
+    def callee(self) -> str:
+        """The last name in what is called: ``spawn`` for ``scope.spawn(...)``."""
+        return "" if self.call is None else _callee(self.call)
 
-def line_of(frame: FrameType) -> str:
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    def value_of(self, expression: ast.expr) -> object:
+        """What a name or an attribute of one stands for at the call; an object of its own if that cannot be told."""
+        if isinstance(expression, ast.Attribute):
+            return inspect.getattr_static(self.value_of(expression.value), expression.attr, _UNKNOWN)
+        if not isinstance(expression, ast.Name) or self.frame is None:
+            return _UNKNOWN
+        return self.frame.f_locals.get(expression.id, self.frame.f_globals.get(expression.id, _UNKNOWN))
+
+    def cut_out(self, unwanted: object, expression: ast.expr) -> ast.expr:
+        """A literal without what stands for *unwanted*; the same tree if there is nothing to cut."""
+        return cast("ast.expr", _Cutter(self, unwanted).visit(expression))
+
+    def name_of(self, value: object) -> str | None:
+        """The variable that stands for *value* at the call."""
+        if self.frame is None:
+            return None
+        variables = {**self.frame.f_globals, **self.frame.f_locals}
+        return next((name for name, item in variables.items() if item is value), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The call and its guilty argument, as the user has written them."""
+
+    call: ast.Call
+    argument: ast.expr
+
+    @property
+    def text(self) -> str:
+        return ast.unparse(self.argument)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it is a variable, or an attribute of one, and can be written twice."""
+        node = self.argument
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return isinstance(node, ast.Name)
+
+    def call_of(self, name: str) -> ast.Call | None:
+        """The argument, if it is a call of *name* whose own arguments can be told apart."""
+        call = self.argument
+        if not isinstance(call, ast.Call) or _callee(call) != name:
+            return None
+        return None if any(isinstance(arg, ast.Starred) for arg in call.args) else call
+
+    def without(self) -> str:
+        return self._call_with(None)
+
+    def having(self, expression: str | ast.expr) -> str:
+        return self._call_with(ast.parse(expression, mode="eval").body if isinstance(expression, str) else expression)
+
+    def _call_with(self, new: ast.expr | None) -> str:
+        args = [new if arg is self.argument else arg for arg in self.call.args]
+        pairs = [
+            (keyword.arg, new if keyword.value is self.argument else keyword.value) for keyword in self.call.keywords
+        ]
+        keywords = [ast.keyword(name, value) for name, value in pairs if value is not None]
+        return ast.unparse(ast.Call(self.call.func, [arg for arg in args if arg is not None], keywords))
+
+
+def _callee(call: ast.Call) -> str:
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def find_call() -> CallSite:
     """The innermost frame that is not this package's own."""
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 -- the only way that does not read source files
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+    frame = inspect.currentframe()
+    while frame is not None and _is_own(frame):
         frame = frame.f_back
     if frame is None:
-        return CallSite("<unknown>", 0, None)
-    return CallSite(frame.f_code.co_filename, frame.f_lineno, _running_call(frame))
+        return CallSite("<unknown>", 0, None, None)
+    return CallSite(frame.f_code.co_filename, frame.f_lineno, _running_call(frame), frame)
+
+
+def _is_own(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__")
+    return isinstance(module, str) and module.partition(".")[0] == _PACKAGE
 
 
 def _running_call(frame: FrameType) -> ast.Call | None:
     """The call expression that the frame is in the middle of, by the column offsets that the compiler has left."""
-    instructions = frame.f_code.co_positions()
-    line, end_line, column, end_column = next(itertools.islice(instructions, frame.f_lasti // 2, None))
+    positions = itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None)
+    line, end_line, column, end_column = next(positions)
     if line is None or end_line is None or column is None or end_column is None:
         return None
-    source = linecache.getlines(frame.f_code.co_filename, frame.f_globals)[line - 1 : end_line]
-    if not source:
+    lines = linecache.getlines(frame.f_code.co_filename, frame.f_globals)[line - 1 : end_line]
+    if not lines:
         return None
     # Offsets count bytes of UTF-8. The last line is cut first: it may be the first one too.
-    encoded = [text.encode() for text in source]
+    encoded = [text.encode() for text in lines]
     encoded[-1] = encoded[-1][:end_column]
     encoded[0] = encoded[0][column:]
     try:
         expression = ast.parse(b"(" + b"".join(encoded) + b")", mode="eval").body
-    except SyntaxError:
+    except SyntaxError:  # the file was changed since it was loaded
         return None
     return expression if isinstance(expression, ast.Call) else None
+
+
+class _Cutter(ast.NodeTransformer):
+    def __init__(self, site: CallSite, unwanted: object) -> None:
+        self._site = site
+        self._unwanted = unwanted
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            return self._sequence(node)
+        return self._dict(node) if isinstance(node, ast.Dict) else node
+
+    def _sequence(self, node: ast.List | ast.Tuple | ast.Set) -> ast.expr:
+        kept = [cast("ast.expr", self.visit(item)) for item in node.elts if not self._is_unwanted(item)]
+        if kept == node.elts:
+            return node
+        if isinstance(node, ast.Set):
+            return ast.Set(kept) if kept else ast.Call(ast.Name("set"), [], [])
+        return type(node)(kept, ast.Load())
+
+    def _dict(self, node: ast.Dict) -> ast.expr:
+        pairs = [
+            (key, cast("ast.expr", self.visit(value)))
+            for key, value in zip(node.keys, node.values, strict=True)
+            if not self._is_unwanted(value) and not (key is not None and self._is_unwanted(key))
+        ]
+        values = [value for _, value in pairs]
+        return node if values == node.values else ast.Dict([key for key, _ in pairs], values)
+
+    def _is_unwanted(self, node: ast.expr) -> bool:
+        return self._site.value_of(node) is self._unwanted

@@ -1,25 +1,31 @@
 """
 The line of code that cures a refused call.
 
-Where the source of the call can be read, the cure is that call rewritten; otherwise it is a line to add. A cure that
-does not replace the call says in a comment where it goes.
+Where the source of the call can be read, the cure is that call rewritten; otherwise it is a line to put somewhere else,
+and a comment says where. What a comment behind a rewritten call says comes on top of it.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import inspect
+import sys
+import types
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import FunctionType
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy
 
-from sa_isolated_tasks._callsite import CallSite
+from sa_isolated_tasks._callsite import CallSite, Source
+from sa_isolated_tasks._types import Welcome
 from sa_isolated_tasks._walk import IGNORE, Node
 
 __all__ = ["Finding", "cure_for"]
+
+_MOST_STEPS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +34,28 @@ class Finding:
     Where something was found that must not be passed.
 
     *path* leads from an argument, or from the function itself, to it. *offset* is how many arguments stand before the
-    function's own in the source of the call.
+    function's own in the source of the call, *count* how many of its own are given by position. *parameter* takes the
+    argument; *is_needed* if the function cannot do without.
     """
 
     path: tuple[Node, ...]
     function: str
     offset: int
-    instance: bool
+    count: int
+    parameter: str
+    is_needed: bool
+    is_instance: bool
 
     @property
     def text(self) -> str:
         root, *steps = (node.text for node in self.path)
+        if len(steps) > _MOST_STEPS:
+            steps[_MOST_STEPS // 2 : -_MOST_STEPS // 2] = [" ... "]
         return f"{root} -> {''.join(steps).strip()}" if steps else root
 
     @property
-    def is_direct(self) -> bool:
-        """Whether the argument itself holds what was found."""
-        return len(self.path) == len(("argument", "what it holds"))
+    def name(self) -> str:
+        return self.function.rpartition(".")[2]
 
     @property
     def root(self) -> Node:
@@ -54,179 +65,319 @@ class Finding:
     def last(self) -> Node:
         return self.path[-1]
 
+    @property
+    def holder(self) -> Any:
+        return self.path[-2].value
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the argument itself holds what was found."""
+        return len(self.path) == len(("argument", "what it holds"))
+
 
 def cure_for(finding: Finding, site: CallSite) -> str:
-    argument = _argument_of(finding, site)
-    if finding.instance:
-        return _pass_the_key(finding, site, argument)
-    if len(finding.path) == 1:
-        return _leave_out(finding, site, argument)
-    cure = _CURES.get(finding.last.kind, _change_the_holder)
-    return cure(finding, site, argument)
+    source = _source_of(finding, site)
+    if finding.is_instance:
+        return _pass_the_key(finding, source)
+    if source is not None:
+        literal = site.cut_out(finding.last.value, source.argument)
+        if literal is not source.argument:
+            return source.having(literal)
+    # A holder of a kind that cannot do without it is what has to be left out itself.
+    for length in range(len(finding.path), 1, -1):
+        part = replace(finding, path=finding.path[:length])
+        cure = _CURES[part.last.kind](part, source, site) if part.last.kind in _CURES else None
+        if cure is not None:
+            return cure
+    return _leave_out(finding, source)
 
 
-def _argument_of(finding: Finding, site: CallSite) -> ast.expr | None:
+def _source_of(finding: Finding, site: CallSite) -> Source | None:
     """The source of the guilty argument, if it can be told which one it is."""
-    if site.call is None or finding.root.kind != "argument":
+    call = site.call
+    if call is None or not _is_call_of(finding, call, site):
         return None
-    key = finding.root.key
+    root = finding.root
+    key: int | str = root.key if root.kind == "argument" else -1
     if isinstance(key, str):
-        return next((keyword.value for keyword in site.call.keywords if keyword.arg == key), None)
-    position = key + finding.offset
-    before = site.call.args[: position + 1]
-    if len(before) <= position or any(isinstance(arg, ast.Starred) for arg in before):
-        return None
-    return before[position]
-
-
-def _rewritten(site: CallSite, argument: ast.expr, replacement: ast.expr | None) -> str:
-    """The call with one argument replaced, or left out."""
-    assert site.call is not None  # noqa: S101 -- there is an argument, so there is a call
-    args = [replacement if arg is argument else arg for arg in site.call.args]
-    keywords = [
-        ast.keyword(keyword.arg, replacement if keyword.value is argument else keyword.value)  # type: ignore[arg-type]
-        for keyword in site.call.keywords
-        if replacement is not None or keyword.value is not argument
-    ]
-    call = ast.Call(site.call.func, [arg for arg in args if arg is not None], keywords)
-    return ast.unparse(ast.fix_missing_locations(call))
-
-
-def _expression(source: str) -> ast.expr:
-    return ast.parse(source, mode="eval").body
-
-
-def _leave_out(finding: Finding, site: CallSite, argument: ast.expr | None) -> str:
-    if argument is None:
-        return f"{finding.function}(...)  # without {finding.text}: the unit has a session of its own"
-    return _rewritten(site, argument, None)
-
-
-def _pass_the_key(finding: Finding, site: CallSite, argument: ast.expr | None) -> str:
-    """An instance is loaded again by its primary key."""
-    keys = [column.key for column in sqlalchemy.inspect(type(finding.last.value)).primary_key]
-    if argument is not None and len(finding.path) == 1:
-        fields = [f"{ast.unparse(argument)}.{key}" for key in keys]
-        return _rewritten(site, argument, _expression(fields[0] if len(fields) == 1 else f"({', '.join(fields)})"))
-    return f"session.get({type(finding.last.value).__name__}, {keys[0]})  # in {finding.function}(): pass the key only"
-
-
-def _filter_out(finding: Finding, site: CallSite, argument: ast.expr | None) -> str:
-    """The container without the guilty item, by its place."""
-    container = finding.path[-2].value
-    if argument is None or not finding.is_direct:
-        return _take_out(finding, argument)
-    source, key = ast.unparse(argument), finding.last.key
-    if finding.last.kind == "value":
-        text = f"{{key: value for key, value in {source}.items() if key != {key!r}}}"
-    elif finding.last.kind == "item":
-        text = f"[item for index, item in enumerate({source}) if index != {key}]"
-        text = f"tuple({text[1:-1]})" if isinstance(container, tuple) else text
+        argument = next((keyword.value for keyword in call.keywords if keyword.arg == key), None)
     else:
-        text = f"{{item for item in {source} if type(item).__name__ != {type(finding.last.value).__name__!r}}}"
-    return _rewritten(site, argument, _literal_without(argument, finding.last) or _expression(text))
+        position = finding.offset + key
+        argument = call.args[position] if position >= 0 else None
+    return None if argument is None else Source(call, argument)
 
 
-def _literal_without(argument: ast.expr, last: Node) -> ast.expr | None:
-    """``[a, session]`` is better cured as ``[a]`` than by a comprehension."""
-    if isinstance(argument, ast.List | ast.Tuple) and last.kind == "item":
-        if any(isinstance(element, ast.Starred) for element in argument.elts):
-            return None
-        kept = [element for index, element in enumerate(argument.elts) if index != last.key]
-        return type(argument)(kept, ast.Load())
-    if isinstance(argument, ast.Dict) and last.kind == "value":
-        pairs = list(zip(argument.keys, argument.values, strict=True))
-        kept_pairs = [(key, value) for key, value in pairs if not _is_constant(key, last.key)]
-        if len(kept_pairs) == len(pairs) - 1:
-            return ast.Dict([key for key, _ in kept_pairs], [value for _, value in kept_pairs])
+def _is_call_of(finding: Finding, call: ast.Call, site: CallSite) -> bool:
+    """The line may call something else, which then makes the call: ``map``, ``asyncio``, a decorator's wrapper."""
+    if len(call.args) != finding.offset + finding.count or any(isinstance(arg, ast.Starred) for arg in call.args):
+        return False
+    if finding.offset:
+        return site.callee in {"spawn", "spawn_after_commit", "in_session"}
+    return site.callee == finding.name or issubclass(type(site.value_of(call.func)), Welcome)
+
+
+def _leave_out(finding: Finding, source: Source | None) -> str:
+    if finding.root.kind == "owner":
+        return f"async def work(session, ...): ...  # a function that is given its session, in place of {finding.text}"
+    if source is None:
+        return f"{finding.name}(...)  # without {finding.text}: the unit has a session of its own"
+    if not finding.is_needed:
+        return source.without()
+    parameter = f"parameter {finding.parameter!r}" if finding.parameter else "argument"
+    return f"{source.without()}  # and {finding.name}() without its {parameter}: it has a session of its own"
+
+
+# ---- Containers.
+
+
+def _from_container(finding: Finding, source: Source | None, site: CallSite) -> str | None:
+    if source is None:
+        return None
+    name = site.name_of(finding.last.value)
+    if finding.is_direct:
+        return source.having(_container_without(finding, source.text, name))
+    place = _place_of(finding, source)
+    statement = None if place is None else _statement_without(finding, place, name)
+    return None if statement is None else f"{statement}  # before the call"
+
+
+def _container_without(finding: Finding, source: str, name: str | None) -> str:
+    """A new container of the same kind."""
+    holder, last = finding.holder, finding.last
+    if last.kind == "field":
+        return f"{source}._replace({last.key}=None)"
+    if last.kind == "item":
+        items = f"item for index, item in enumerate({source}) if index != {last.key}"
+        return f"tuple({items})" if isinstance(holder, tuple) else f"[{items}]"
+    if last.kind == "member":
+        items = f"item for item in {source} if {_differs('item', finding, name)}"
+        return f"{{{items}}}" if isinstance(holder, set) else f"frozenset({items})"
+    if last.kind == "value" and _is_plain(last.key):
+        test = f"key != {last.key!r}"
+    else:
+        test = _differs(last.kind, finding, name)
+    return f"{{key: value for key, value in {source}.items() if {test}}}"
+
+
+def _differs(variable: str, finding: Finding, name: str | None) -> str:
+    if name is not None:
+        return f"{variable} is not {name}"
+    return f"type({variable}).__name__ != {type(finding.last.value).__name__!r}"
+
+
+def _statement_without(finding: Finding, place: str, name: str | None) -> str | None:
+    holder, last = finding.holder, finding.last
+    if isinstance(holder, list | deque):
+        return f"del {place}[{last.key}]"
+    if isinstance(holder, dict) and last.kind == "value" and _is_plain(last.key):
+        return f"{place}.pop({last.key!r})"
+    if isinstance(holder, dict | set) and name is not None:
+        return f"{place}.{'discard' if isinstance(holder, set) else 'pop'}({name})"
     return None
 
 
-def _is_constant(node: ast.expr | None, value: Any) -> bool:
-    return isinstance(node, ast.Constant) and bool(node.value == value)
+def _place_of(finding: Finding, source: Source) -> str | None:
+    """The holder as an expression that can stand before the call."""
+    steps = finding.path[1:-1]
+    if len(steps) > _MOST_STEPS or not source.is_path or not all(map(_is_step, steps)):
+        return None
+    return source.text + "".join(step.text for step in steps)
 
 
-def _take_out(finding: Finding, argument: ast.expr | None) -> str:
-    """A container deep in an argument: a line before the call."""
-    if not isinstance(argument, ast.Name | ast.Attribute):
-        return f"{finding.function}(...)  # without {finding.text}: the unit has a session of its own"
-    holder = ast.unparse(argument) + "".join(node.text for node in finding.path[1:-1])
-    if finding.last.kind == "value":
-        return f"{holder}.pop({finding.last.key!r})  # before the call"
-    if finding.last.kind == "item" and isinstance(finding.path[-2].value, list):
-        return f"del {holder}[{finding.last.key}]  # before the call"
-    return f"{holder} = {type(finding.path[-2].value).__name__}()  # before the call: leave the session out"
+def _is_step(node: Node) -> bool:
+    return node.kind in {"item", "attribute", "field"} or (node.kind == "value" and _is_plain(node.key))
 
 
-def _change_the_holder(finding: Finding, site: CallSite, argument: ast.expr | None) -> str:
-    """An attribute: without it if the object can be copied that way, otherwise the class says that it is no argument."""
-    holder, name = finding.path[-2].value, finding.last.key
-    copy = _copy_without(type(holder), name)
-    if copy is not None and argument is not None and finding.is_direct:
-        return _rewritten(site, argument, _expression(copy(ast.unparse(argument))))
-    return f'{IGNORE} = ("{name}",)  # in class {type(holder).__name__}, if it keeps .{name} for other purposes'
+def _is_plain(key: object) -> bool:
+    """Whether the key is written as it is shown."""
+    return type(key) in {str, int, bool, bytes, type(None)}
 
 
-def _copy_without(cls: type, name: str) -> Callable[[str], str] | None:
-    for marker, template in _COPIES:
-        if marker in dir(cls):
-            return lambda source: template.format(source=source, name=name)
+# ---- Objects.
+
+
+def _from_object(finding: Finding, source: Source | None, _site: CallSite) -> str | None:
+    """A copy of the object without it, or a class that says that it keeps it for other purposes."""
+    cls, name = _class_of(finding.holder), finding.last.key
+    ignore = f'{IGNORE} = ("{name}",)' if _is_the_users(cls) else ""
+    copy = _copy_with(cls, name, source.text, "None") if source is not None and finding.is_direct else None
+    if source is not None and copy is not None:
+        return source.having(copy) + (f"  # or, in class {cls.__name__}: {ignore}" if ignore else "")
+    return f"{ignore}  # in class {cls.__name__}, if it keeps .{name} for other purposes" if ignore else None
+
+
+def _class_of(value: object) -> type[Any]:
+    return type(value)
+
+
+def _is_the_users(cls: type[Any]) -> bool:
+    """Whether it can be asked to change the class."""
+    return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _copy_with(cls: type[Any], name: str, source: str, value: str) -> str | None:
+    """A copy of the object with another value in one attribute, if its class has such a thing."""
+    if issubclass(cls, types.SimpleNamespace):
+        return f"type({source})(**{{**vars({source}), {name!r}: {value}}})"
+    fields: dict[str, Any] = inspect.getattr_static(cls, "__dataclass_fields__", {})
+    if name in fields and fields[name].init:
+        return f"dataclasses.replace({source}, {name}={value})"
+    for attribute in inspect.getattr_static(cls, "__attrs_attrs__", ()):
+        if attribute.name == name and attribute.init:
+            return f"attrs.evolve({source}, {attribute.alias}={value})"
+    # What pydantic calls private is no field, and is copied as it is.
+    if hasattr(cls, "model_copy") and not name.startswith("_"):
+        return f"{source}.model_copy(update={{{name!r}: {value}}})"
     return None
 
 
-_COPIES = (
-    ("__dataclass_fields__", "dataclasses.replace({source}, {name}=None)"),
-    ("__attrs_attrs__", "attrs.evolve({source}, {name}=None)"),
-    ("model_copy", '{source}.model_copy(update={{"{name}": None}})'),
-)
+# ---- Functions, and what has been made of them.
 
 
-def _rebuild_partial(finding: Finding, site: CallSite, argument: ast.expr | None) -> str:
-    """``partial(fn, session, 1)`` becomes ``partial(fn, 1)``."""
-    partial: functools.partial[Any] = finding.path[-2].value
-    name = getattr(partial.func, "__name__", "fn")
-    if isinstance(argument, ast.Call) and finding.is_direct:
-        position = finding.last.key + 1 if isinstance(finding.last.key, int) else None
-        args = [arg for index, arg in enumerate(argument.args) if index != position]
-        keywords = [keyword for keyword in argument.keywords if keyword.arg != finding.last.key]
-        return _rewritten(site, argument, ast.Call(argument.func, args, keywords))
-    return f"functools.partial({name})  # without {finding.last.text}"
+def _from_partial(finding: Finding, source: Source | None, _site: CallSite) -> str | None:
+    """``partial(fn, session, 1)`` becomes ``partial(fn, item_id=1)``; one that is spawned becomes its function."""
+    partial, key = finding.holder, finding.last.key
+    if not isinstance(partial, functools.partial):
+        return None
+    call = source.call_of("partial") if source is not None and finding.is_direct else None
+    if source is None or call is None:
+        name = getattr(partial.func, "__name__", "fn")
+        return f"functools.partial({name}, ...)  # without {finding.last.text}: {finding.name}() adds its own session"
+    function, *args = call.args
+    keywords = [keyword for keyword in call.keywords if keyword.arg != key]
+    position = key if isinstance(key, int) else len(args)
+    before, after = args[:position], args[position + 1 :]
+    if finding.root.kind == "owner":
+        given = [function, *before, *after, *source.call.args[1:]]
+        return ast.unparse(ast.Call(source.call.func, given, [*keywords, *source.call.keywords]))
+    # The session comes first when it is called; what stood behind it has to keep out of its way.
+    names = _parameters(getattr(partial.func, "__code__", None))[position + 1 :]
+    named = [ast.keyword(name, arg) for name, arg in zip(names, after, strict=False)]
+    new = ast.Call(call.func, [function, *before], [*named, *keywords])
+    return f"{source.having(new)}  # {finding.name}() calls it with the session of the unit"
 
 
-def _spawn_the_function(finding: Finding, site: CallSite, argument: ast.expr | None) -> str:
+def _from_unstarted(finding: Finding, source: Source | None, _site: CallSite) -> str:
     """``spawn(run, work(session, 1))`` becomes ``spawn(work, 1)``: the function, not a coroutine that has a session."""
-    _, name, variable = finding.last.key
-    if isinstance(argument, ast.Call) and site.call is not None and finding.offset and finding.is_direct:
-        position = _position_of(variable, finding.path[-2].value)
-        args = [arg for index, arg in enumerate(argument.args) if index != position]
-        keywords = [keyword for keyword in argument.keywords if keyword.arg != variable]
-        return ast.unparse(ast.Call(site.call.func, [argument.func, *args], keywords))
-    return f"{name}(...)  # call it inside {finding.function}(), with the session of the unit"
+    word, name, variable = finding.last.key
+    code: types.CodeType = next(
+        getattr(finding.holder, name) for name in ("cr_code", "gi_code", "ag_code") if hasattr(finding.holder, name)
+    )
+    if variable in code.co_freevars:
+        return _with_parameter(code, variable, finding)
+    call = source.call_of(name) if source is not None and finding.is_direct else None
+    is_first = _parameters(code)[:1] == [variable]
+    if source is not None and call is not None and word == "coroutine" and is_first and finding.offset == 1:
+        keywords = [keyword for keyword in call.keywords if keyword.arg != variable]
+        args = call.args[1:] if len(keywords) == len(call.keywords) else call.args
+        return ast.unparse(ast.Call(source.call.func, [call.func, *args], keywords))
+    made = f"{name}(...)" if call is None else ast.unparse(call)
+    made = f"await {made}" if word == "coroutine" else made
+    place = f"its parameter {finding.parameter!r}" if finding.parameter else finding.root.text
+    return f"{made}  # in {finding.name}(), in place of {place}: with the session of the unit"
 
 
-def _position_of(variable: str, unstarted: Any) -> int:
-    """Which argument of the call that made this coroutine or generator became *variable*."""
-    code = next(getattr(unstarted, name) for name in ("cr_code", "gi_code", "ag_code") if hasattr(unstarted, name))
-    parameters = [name for name in code.co_varnames[: code.co_argcount] if name not in {"self", "cls"}]
-    return parameters.index(variable) if variable in parameters else -1
+def _from_closure(finding: Finding, source: Source | None, _site: CallSite) -> str:
+    """The body has a session of its own under another name; any other function becomes one that is given it."""
+    code: types.CodeType = finding.holder.__code__
+    variable = finding.last.key
+    if _is_body(finding):
+        return f"{variable} = {_session_of(code)}  # first line of {finding.name}(): the session of the unit"
+    argument = source.argument if source is not None and finding.is_direct else None
+    if source is None or not isinstance(argument, ast.Lambda):
+        return _with_parameter(code, variable, finding)
+    argument.args.args.insert(0, ast.arg(variable))
+    return f"{source.having(argument)}  # {finding.name}() calls it with the session of the unit"
 
 
-def _use_own_session(finding: Finding, _site: CallSite, _argument: ast.expr | None) -> str:
-    """A closure: the first parameter takes the name of the outer variable, and so hides it."""
-    function = finding.path[-2].value
-    if not isinstance(function, FunctionType):
-        return f"async def {finding.function}({finding.last.key}, ...):"
-    code = function.__code__
-    names = code.co_varnames[: code.co_argcount]
-    parameters = ", ".join((finding.last.key, *names[1:]))
-    return f"async def {function.__name__}({parameters}):"
+def _from_default(finding: Finding, _source: Source | None, _site: CallSite) -> str:
+    code: types.CodeType = finding.holder.__code__
+    name, variable = finding.name, finding.last.key
+    if _is_body(finding):
+        return f"{variable} = {_session_of(code)}  # first line of {name}(), in place of its parameter {variable!r}"
+    return f"{variable}=None  # in place of the default of {code.co_name}(): {name}() gives it the session of the unit"
 
 
-_CURES: dict[str, Callable[[Finding, CallSite, ast.expr | None], str]] = {
-    "item": _filter_out,
-    "value": _filter_out,
-    "member": _filter_out,
-    "partial": _rebuild_partial,
-    "local": _spawn_the_function,
-    "closure": _use_own_session,
+def _is_body(finding: Finding) -> bool:
+    """Whether it is the function that is spawned, or called, and not one that is passed to it."""
+    return finding.root.kind == "owner" and finding.holder.__name__ == finding.name
+
+
+def _parameters(code: types.CodeType | None) -> list[str]:
+    """The names of a function's parameters, without ``self``."""
+    names = [] if code is None else list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def _session_of(code: types.CodeType) -> str:
+    return next(iter(_parameters(code)), "session")
+
+
+def _with_parameter(code: types.CodeType, variable: str, finding: Finding) -> str:
+    """The line that defines a function, with one more parameter; dots stand for those that it has."""
+    parameters = f"{variable}, ..." if code.co_argcount else variable
+    line = f"{'async def' if code.co_flags & inspect.CO_COROUTINE else 'def'} {code.co_name}({parameters}):"
+    line = f"lambda {parameters}: ..." if code.co_name == "<lambda>" else line
+    return f"{line}  # {finding.name}() calls it with the session of the unit"
+
+
+# ---- Mapped instances.
+
+
+def _pass_the_key(finding: Finding, source: Source | None) -> str:
+    """An instance is loaded again by its primary key, in the session of the unit."""
+    cls = type(finding.last.value).__name__
+    variable = finding.parameter or "instance"
+    keys = None if source is None else _keys_in_place(finding, source)
+    if source is None or keys is None:
+        return f"await session.get({cls}, key)  # in {finding.name}(), given the key of {finding.text} in its place"
+    if len(finding.path) == 1:
+        line = f"{variable} = await session.get({cls}, {variable})"
+    elif finding.last.kind in {"item", "member"}:
+        line = f"{variable} = [await session.get({cls}, key) for key in {variable}]"
+    else:
+        line = f"await session.get({cls}, {variable}{finding.last.text})"
+    return f"{source.having(keys)}  # in {finding.name}(): {line}"
+
+
+def _keys_in_place(finding: Finding, source: Source) -> str | None:
+    """The argument with the key in place of the instance, or the keys of all, if it is a container of them."""
+    last = finding.last
+    if len(finding.path) == 1:
+        return _key_of(finding, source.text)
+    if not finding.is_direct:
+        return None
+    if last.kind in {"item", "member"}:
+        are_alike = type(finding.holder) in _PLAIN_CONTAINERS and len({*map(type, finding.holder)}) == 1
+        return f"[{_key_of(finding, 'item')} for item in {source.text}]" if are_alike else None
+    key = _key_of(finding, source.text + last.text)
+    if last.kind == "value" and _is_plain(last.key):
+        return f"{{**{source.text}, {last.key!r}: {key}}}"
+    if last.kind == "field":
+        return f"{source.text}._replace({last.key}={key})"
+    return _copy_with(_class_of(finding.holder), last.key, source.text, key) if last.kind == "attribute" else None
+
+
+_PLAIN_CONTAINERS = (list, tuple, set, frozenset)
+
+
+def _key_of(finding: Finding, source: str) -> str:
+    instance = finding.last.value
+    state: Any = sqlalchemy.inspect(instance)
+    names = [state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key]
+    if state.identity is not None and not all(name in vars(instance) for name in names):
+        # Reading an attribute would load it, which fails without a session, and without `await`.
+        return f"sqlalchemy.inspect({source}).identity"
+    fields = [f"{source}.{name}" for name in names]
+    return fields[0] if len(fields) == 1 else f"({', '.join(fields)})"
+
+
+_Cure = Callable[[Finding, Source | None, CallSite], str | None]
+_CURES: dict[str, _Cure] = {
+    **dict.fromkeys(("item", "value", "key", "member", "field"), _from_container),
+    "attribute": _from_object,
+    "partial": _from_partial,
+    "local": _from_unstarted,
+    "closure": _from_closure,
+    "default": _from_default,
 }

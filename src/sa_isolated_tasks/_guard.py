@@ -1,17 +1,19 @@
 """
 What may be passed to a unit: checked at the call, before anything starts.
 
-What the walk cannot see: context variables, module globals, C objects that keep references to themselves, and what lies
-past the budget. Those are for the error that a shared session raises while it is in use.
+What the walk cannot see: context variables, thread locals, module globals, class attributes, the variables of a
+generator that has begun, what C objects other than Python's own containers keep to themselves, what a mock remembers,
+and what lies past the budget. Those are for the error that a shared session raises while it is in use.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from inspect import Parameter
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy.engine import Connection, Result, Transaction
 from sqlalchemy.engine.result import FilterResult
@@ -25,11 +27,11 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.orm.state import InstanceState
 
-from sa_isolated_tasks._callsite import CallSite, find_call
+from sa_isolated_tasks._callsite import find_call
 from sa_isolated_tasks._cure import Finding, cure_for
 from sa_isolated_tasks._signature import Shape
 from sa_isolated_tasks._types import Guard
-from sa_isolated_tasks._walk import SCALARS, Node, walk
+from sa_isolated_tasks._walk import Node, are_scalars, bases_of, is_scalar, walk
 from sa_isolated_tasks._watch import Phase, phase_of
 from sa_isolated_tasks.exceptions import (
     ClosedSessionError,
@@ -51,9 +53,9 @@ class Passed(NamedTuple):
     """
     One call to be checked. (A named tuple: this is made for every call, and a frozen dataclass takes a microsecond.)
 
-    *name* is the function's; *owner* what is bound to it (the function itself, or the object of a method);
-    *offset* how many arguments stand before the function's own in the source of the call (``spawn(fn, ...)``: one);
-    *own* a session whose instances may be passed, for ``in_session``.
+    *name* is the function's; *owner* the function itself, bound to its object if it is a method, where something may
+    hide in it; *offset* how many arguments stand before the function's own in the source of the call
+    (``spawn(fn, ...)``: one); *own* a session which may be passed, and its instances too, for ``in_session``.
     """
 
     name: str
@@ -72,34 +74,63 @@ def check_call(passed: Passed, shape: Shape, signature: inspect.Signature, guard
         TypeError: the arguments do not fit *signature*.
     """
     count = len(passed.args)
-    if passed.kwargs or count < shape.required or (shape.positional is not None and count > shape.positional):
-        try:
-            signature.bind(*passed.args, **passed.kwargs)
-        except TypeError as error:
-            # One argument too many is the founding mistake: if it is a session, that is what has to be said.
-            check(passed, guard)
-            raise TypeError(f"{passed.name}() {error}") from None
-    check(passed, guard)
+    if passed.kwargs:
+        fits = _fits(count, passed.kwargs, signature.parameters)
+    else:
+        fits = shape.required <= count and (shape.positional is None or count <= shape.positional)
+    problem = "" if fits else _problem_with(passed, signature)
+    # One argument too many is the founding mistake: if it is a session, that is what has to be said.
+    check(passed, guard, signature)
+    if problem:
+        raise TypeError(f"{passed.name}() {problem}")
 
 
-def check(passed: Passed, guard: Guard = "raise") -> None:
+def _fits(count: int, kwargs: dict[str, Any], parameters: Mapping[str, Parameter]) -> bool:
+    """Whether arguments fit, for the usual parameters; False if `inspect` has to be asked, which takes microseconds."""
+    names = list(parameters)[count:]
+    if not kwargs.keys() <= set(names):
+        return False
+    for name in names:
+        parameter = parameters[name]
+        kind = parameter.kind
+        if kind is not Parameter.POSITIONAL_OR_KEYWORD and kind is not Parameter.KEYWORD_ONLY:
+            return False
+        if name not in kwargs and parameter.default is Parameter.empty:
+            return False
+    return True
+
+
+def _problem_with(passed: Passed, signature: inspect.Signature) -> str:
+    try:
+        signature.bind(*passed.args, **passed.kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def check(passed: Passed, guard: Guard = "raise", signature: inspect.Signature | None = None) -> None:
     """
     Raises, or warns, if the call hands over something that belongs to another session.
+
+    *signature*, without the session, makes the cure more exact.
 
     Raises:
         SessionPassedError: a session, connection, transaction or open result was found.
         ClosedSessionError: ... and it is known to be closed.
         InstancePassedError: a mapped instance of another session was found.
     """
-    if guard == "off" or (passed.owner is None and not passed.kwargs and SCALARS.issuperset(map(type, passed.args))):
+    if guard == "off" or (passed.owner is None and not passed.kwargs and are_scalars(passed.args)):
         return
-    suspects = [Node("argument", index, arg) for index, arg in enumerate(passed.args) if type(arg) not in SCALARS]
-    suspects += [Node("argument", name, arg) for name, arg in passed.kwargs.items() if type(arg) not in SCALARS]
+    suspects = [Node("argument", index, arg) for index, arg in enumerate(passed.args) if not is_scalar(arg)]
+    suspects += [Node("argument", name, arg) for name, arg in passed.kwargs.items() if not is_scalar(arg)]
     verdict = _first_verdict(suspects, BUDGET, passed.own)
     if verdict is None and passed.owner is not None:
         verdict = _first_verdict([Node("owner", passed.name, passed.owner)], OWNER_BUDGET, passed.own)
     if verdict is not None:
-        _refuse(verdict, passed, guard)
+        _refuse(verdict, passed, guard, signature)
+
+
+_Judged: TypeAlias = tuple[str, type[IsolatedTasksError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +141,6 @@ class _Verdict:
 
 
 def _first_verdict(roots: list[Node], budget: int, own: Session | None) -> _Verdict | None:
-    if not roots:
-        return None
     for node in walk(roots, budget):
         judged = _judge(node.value, own)
         if judged is not None:
@@ -119,9 +148,18 @@ def _first_verdict(roots: list[Node], budget: int, own: Session | None) -> _Verd
     return None
 
 
-def _refuse(verdict: _Verdict, passed: Passed, guard: Guard) -> None:
+def _refuse(verdict: _Verdict, passed: Passed, guard: Guard, signature: inspect.Signature | None) -> None:
     site = find_call()
-    finding = Finding(verdict.node.path(), passed.name, passed.offset, instance=verdict.error is InstancePassedError)
+    path = verdict.node.path()
+    finding = Finding(
+        path=path,
+        function=passed.name,
+        offset=passed.offset,
+        count=len(passed.args),
+        parameter=_parameter_of(path[0], signature),
+        is_needed=signature is not None and _is_needed(path[0], passed, signature),
+        is_instance=verdict.error is InstancePassedError,
+    )
     error = verdict.error(
         f"{passed.name}() was given {verdict.what}: {finding.text}",
         where=str(site),
@@ -129,90 +167,123 @@ def _refuse(verdict: _Verdict, passed: Passed, guard: Guard) -> None:
     )
     if guard == "raise":
         raise error
-    _warn_at(site, error)
-
-
-def _warn_at(site: CallSite, error: IsolatedTasksError) -> None:
     warnings.warn_explicit(str(error), IsolatedTasksWarning, site.filename, site.lineno)
 
 
-_Judged = tuple[str, type[IsolatedTasksError]]
+def _parameter_of(root: Node, signature: inspect.Signature | None) -> str:
+    """The name of the parameter that takes the argument, if it has one of its own."""
+    if root.kind != "argument" or signature is None:
+        return ""
+    key: int | str = root.key
+    if isinstance(key, str):
+        return key
+    named = [name for name, parameter in signature.parameters.items() if parameter.kind not in _NO_POSITION]
+    return named[key] if key < len(named) else ""
+
+
+_NO_POSITION = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
+
+
+def _is_needed(root: Node, passed: Passed, signature: inspect.Signature) -> bool:
+    """Whether the function has a place for the argument, so that the call is another one without it."""
+    if root.kind != "argument" or _problem_with(passed, signature):
+        return False
+    args = tuple(arg for index, arg in enumerate(passed.args) if index != root.key)
+    kwargs = {name: arg for name, arg in passed.kwargs.items() if name != root.key}
+    moves_others = isinstance(root.key, int) and root.key < len(args)
+    return moves_others or bool(_problem_with(passed._replace(args=args, kwargs=kwargs), signature))
 
 
 def _judge(value: Any, own: Session | None) -> _Judged | None:
-    cls = type(value)
-    if cls in _CONTAINERS:
-        return None
     # The type is asked, never `isinstance`: a mock with a spec claims to be a session by its `__class__`.
-    for kinds, judge in _JUDGES:
-        if issubclass(cls, kinds):
-            return judge(value)
-    state = _instance_state(value, cls)
-    return None if state is None else _judge_instance(value, state, own)
+    for base in bases_of(value):
+        judge = _JUDGES.get(id(base))
+        if judge is not None:
+            return judge(value, own)
+    return _judge_instance(value, own)
 
 
-def _instance_state(value: Any, cls: type) -> InstanceState[Any] | None:
-    """Of a mapped instance, without asking the instance: a mock answers every question."""
-    if cls.__module__ == "builtins":
-        return None
+def _judge_instance(value: Any, own: Session | None) -> _Judged | None:
     try:
-        state = object.__getattribute__(value, "_sa_instance_state")
+        # Not by `getattr`: a mock answers every question, and a model may have a `__getattr__`.
+        state: Any = object.__getattribute__(value, "_sa_instance_state")
     except AttributeError:
         return None
-    return state if isinstance(state, InstanceState) else None
-
-
-def _judge_instance(value: Any, state: InstanceState[Any], own: Session | None) -> _Judged | None:
+    if not issubclass(type(state), InstanceState):
+        return None
     session = state.session
-    name = type(value).__name__
-    if session is not None and session is not own:
-        return f"an instance of {name} that is attached to another session", InstancePassedError
-    if session is None and state.expired:
-        return f"an instance of {name} that is detached and expired", InstancePassedError
-    return None
+    if session is None and not state.expired:
+        return None
+    if session is None:
+        return f"an instance of {type(value).__name__} that is detached and expired", InstancePassedError
+    if session is own:
+        return None
+    return f"an instance of {type(value).__name__} that is attached to another session", InstancePassedError
 
 
-def _judge_session(value: AsyncSession | Session) -> _Judged:
+def _judge_session(value: AsyncSession | Session, own: Session | None) -> _Judged | None:
     session = value.sync_session if isinstance(value, AsyncSession) else value
+    if session is own:
+        return None
     phase = phase_of(session)
     name = type(value).__name__
     if phase is Phase.CLOSED:
-        return f"a closed {name} (closed or reset since its last transaction)", ClosedSessionError
+        return f"a closed session ({name}, closed or reset since its last transaction)", ClosedSessionError
     if phase is Phase.FRESH:
         return f"a session ({name})", SessionPassedError
     return f"a session ({name}, {phase.value})", SessionPassedError
 
 
-def _judge_registry(value: object) -> _Judged:
+def _judge_registry(value: object, _own: Session | None) -> _Judged:
     return f"a scoped registry ({type(value).__name__})", SessionPassedError
 
 
-def _judge_connection(value: AsyncConnection | Connection) -> _Judged:
+def _judge_connection(value: Connection, _own: Session | None) -> _Judged:
     if value.closed:
-        return f"a closed {type(value).__name__}", ClosedSessionError
+        return f"a closed connection ({type(value).__name__})", ClosedSessionError
     return f"a connection ({type(value).__name__})", SessionPassedError
 
 
-def _judge_transaction(value: Any) -> _Judged:
-    name = type(value).__name__
-    # The asynchronous ones raise when they are asked before their start.
-    started = getattr(value, "sync_transaction", value)
-    if started is not None and not started.is_active:
-        return f"a transaction that has ended ({name})", ClosedSessionError
-    return f"a transaction ({name})", SessionPassedError
+def _judge_async_connection(value: AsyncConnection, _own: Session | None) -> _Judged:
+    # Before it is started it has no connection, and raises when it is asked whether it is closed.
+    if value.sync_connection is not None and value.sync_connection.closed:
+        return f"a closed connection ({type(value).__name__})", ClosedSessionError
+    return f"a connection ({type(value).__name__})", SessionPassedError
 
 
-def _judge_result(value: Any) -> _Judged | None:
-    if getattr(value, "closed", False) is True:
+def _judge_transaction(value: Transaction | SessionTransaction, _own: Session | None) -> _Judged:
+    return _transaction(value, has_ended=not value.is_active)
+
+
+def _judge_async_transaction(value: AsyncTransaction | AsyncSessionTransaction, _own: Session | None) -> _Judged:
+    started = value.sync_transaction
+    return _transaction(value, has_ended=started is not None and not started.is_active)
+
+
+def _transaction(value: object, *, has_ended: bool) -> _Judged:
+    if has_ended:
+        return f"a transaction that has ended ({type(value).__name__})", ClosedSessionError
+    return f"a transaction ({type(value).__name__})", SessionPassedError
+
+
+def _judge_result(value: Any, _own: Session | None) -> _Judged | None:
+    if value.closed:
         return None
     return f"an open result ({type(value).__name__})", SessionPassedError
 
 
-_CONTAINERS = frozenset({list, dict, tuple, set, frozenset})
-_JUDGES: tuple[tuple[tuple[type, ...], Callable[[Any], _Judged | None]], ...] = (
-    ((AsyncSession, Session), _judge_session),
-    ((async_scoped_session, scoped_session), _judge_registry),
-    ((AsyncConnection, Connection), _judge_connection),
-    ((AsyncTransaction, AsyncSessionTransaction, Transaction, SessionTransaction), _judge_transaction),
-    ((Result, FilterResult), _judge_result),
-)
+_Judge: TypeAlias = Callable[[Any, Session | None], _Judged | None]
+_JUDGES: dict[int, _Judge] = {
+    id(cls): judge
+    for judge, classes in (
+        (_judge_session, (AsyncSession, Session)),
+        (_judge_registry, (async_scoped_session, scoped_session)),
+        (_judge_connection, (Connection,)),
+        (_judge_async_connection, (AsyncConnection,)),
+        (_judge_transaction, (Transaction, SessionTransaction)),
+        (_judge_async_transaction, (AsyncTransaction, AsyncSessionTransaction)),
+        (_judge_result, (Result, FilterResult)),
+    )
+    for cls in classes
+}
+"""By `id`, for the reason given in `_walk`."""

@@ -1,9 +1,9 @@
 """
 Looks into the arguments of a call, without running any code of theirs.
 
-Nothing is called, iterated (other than by the built-in containers' own methods), loaded or compared: attributes are read
-from ``__dict__`` and slots, never by ``getattr``. The walk is iterative and breadth first, so that the shortest path is found, and
-visits a bounded number of objects.
+Nothing is called, loaded, compared or consumed: containers are read by the built-in types' own methods, attributes from
+``__dict__`` and slots, iterators by the garbage collector's view of them, classes by their identity. The walk is
+iterative, and breadth first so that the shortest path is found, and visits a bounded number of objects.
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
-import datetime
+import datetime as dt
 import decimal
 import dis
 import fractions
 import functools
 import gc
+import itertools
 import logging
+import operator
 import pathlib
+import queue
 import re
+import sys
 import threading
 import types
 import uuid
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 from sqlalchemy import MetaData
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Mapper, sessionmaker
 from sqlalchemy.orm.state import InstanceState
@@ -39,50 +43,41 @@ from sqlalchemy.sql import ClauseElement
 
 from sa_isolated_tasks._types import Welcome
 
-__all__ = ["IGNORE", "SCALARS", "Node", "walk"]
+__all__ = ["IGNORE", "Node", "are_scalars", "bases_of", "is_scalar", "stored_in", "walk"]
 
 IGNORE = "__isolated_tasks_ignore__"
 
-SCALARS: frozenset[type] = frozenset(
-    {
-        *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range, slice),
-        *(type(Ellipsis), type(NotImplemented), decimal.Decimal, fractions.Fraction, uuid.UUID),
-        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
-        *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
-    }
-)
-"""Looked up by the exact type: this is the whole cost of the guard for most calls."""
-
-_LEAVES: tuple[type, ...] = (
-    # What is shared by design, or leads to the whole process.
-    *(type, types.ModuleType, types.CodeType, types.FrameType, types.TracebackType),
-    *(asyncio.AbstractEventLoop, asyncio.Future, concurrent.futures.Future, concurrent.futures.Executor),
-    *(threading.Thread, logging.Logger, logging.Handler, re.Pattern, re.Match),
-    *(contextvars.ContextVar, contextvars.Context, contextvars.Token, weakref.ReferenceType, *weakref.ProxyTypes),
-    *(contextlib.ExitStack, contextlib.AsyncExitStack),
-    # SQLAlchemy's own: an engine or a session factory is what one should pass; the rest is configuration.
-    *(Engine, AsyncEngine, sessionmaker, ClauseElement, MetaData, Mapper, InstanceState),
-    Welcome,
-)
-
-_ITERATORS: tuple[type, ...] = (
-    *(type(iter([])), type(iter(())), type(iter(set())), type(reversed([])), type(iter({}))),
-    *(type(iter({}.values())), type(iter({}.items())), zip, map, filter, enumerate, islice),
-    *(type({}.keys()), type({}.values()), type({}.items()), types.MappingProxyType),
-)
-"""Their underlying containers are found by the garbage collector's own means: nothing is consumed."""
-
-_SEQUENCES: tuple[type, ...] = (list, tuple, deque)
-_SETS: tuple[type, ...] = (set, frozenset)
-_UNSTARTED: tuple[tuple[type, str, str], ...] = (
-    (types.CoroutineType, "cr_frame", "coroutine"),
-    (types.GeneratorType, "gi_frame", "generator"),
-    (types.AsyncGeneratorType, "ag_frame", "async generator"),
-)
+_Class: TypeAlias = type[Any]
 
 # Read past any metaclass or property of the user's.
-_mro_of: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
-_vars_of: Callable[[type], types.MappingProxyType[str, Any]] = type.__dict__["__dict__"].__get__
+_mro_of = cast("Callable[[_Class], tuple[_Class, ...]]", type.__dict__["__mro__"].__get__)
+_members_of = cast("Callable[[_Class], types.MappingProxyType[str, Any]]", type.__dict__["__dict__"].__get__)
+
+
+def bases_of(value: object) -> tuple[_Class, ...]:
+    return _mro_of(type(value))
+
+
+_SCALARS: tuple[_Class, ...] = (
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range, slice),
+    *(type(Ellipsis), type(NotImplemented), decimal.Decimal, fractions.Fraction, uuid.UUID),
+    *(dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone),
+    *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
+    *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
+)
+# Classes are told apart by `id`, here and below: a metaclass may have an `__eq__` or `__hash__` of its own, and a set
+# of classes would call it. None of these is ever collected, so no id of theirs is used again.
+_SCALAR_IDS = frozenset(map(id, _SCALARS))
+
+
+def is_scalar(value: object) -> bool:
+    """Whether *value* can hold nothing else, judged by its exact type."""
+    return id(type(value)) in _SCALAR_IDS
+
+
+def are_scalars(values: Iterable[object]) -> bool:
+    """Whether they all are: this is the whole cost of the guard for most calls, so no bytecode runs for each."""
+    return _SCALAR_IDS.issuperset(map(id, map(type, values)))
 
 
 Child: TypeAlias = tuple[str, Any, Any]
@@ -91,18 +86,26 @@ Child: TypeAlias = tuple[str, Any, Any]
 _TEXTS: dict[str, Callable[[Any], str]] = {
     "argument": lambda key: f"arg {key + 1}" if isinstance(key, int) else f"arg {key!r}",
     "owner": str,
+    "default": lambda key: f" default {key!r}",
+    "closure": lambda key: f" closure {key!r}",
     "self": lambda _key: " self",
     "item": lambda key: f"[{key}]",
-    "value": lambda key: f"[{key!r}]" if type(key) in SCALARS else f"[<{type(key).__name__}>]",
+    "value": lambda key: f"[{_short(key)}]",
     "key": lambda _key: ".keys()",
     "member": lambda _key: "{...}",
     "iterator": lambda key: f"<{key}>",
+    "field": lambda key: f".{key}",
     "attribute": lambda key: f".{key}",
     "partial": lambda key: f".args[{key}]" if isinstance(key, int) else f".keywords[{key!r}]",
-    "default": lambda key: f".__defaults__[{key}]" if isinstance(key, int) else f".__kwdefaults__[{key!r}]",
-    "closure": lambda key: f" closure {key!r}",
     "local": lambda key: f" un-started {key[0]} {key[1]}() variable {key[2]!r}",
 }
+_LONGEST_KEY = 60
+
+
+def _short(key: object) -> str:
+    """A key as it is written, unless it is long or writing it would run code of the user's."""
+    text = repr(key) if is_scalar(key) and type(key) is not slice else ""
+    return text if 0 < len(text) <= _LONGEST_KEY else f"<{type(key).__name__}>"
 
 
 @final
@@ -122,134 +125,209 @@ class Node:
         return _TEXTS[self.kind](self.key)
 
     def path(self) -> tuple[Node, ...]:
-        nodes: list[Node] = []
-        node: Node | None = self
-        while node is not None:
-            nodes.append(node)
-            node = node.parent
+        nodes: list[Node] = [self]
+        while nodes[-1].parent is not None:
+            nodes.append(nodes[-1].parent)
         return tuple(reversed(nodes))
 
 
-def walk(roots: list[Node], budget: int) -> Iterator[Node]:
+def walk(roots: Iterable[Node], budget: int) -> Iterator[Node]:
     """Yields every object that can be reached and is no scalar, nearest first, until *budget* objects were seen."""
-    queue = deque(roots)
+    waiting = deque(roots)
     seen: dict[int, object] = {}
-    while queue:
-        node = queue.popleft()
+    while waiting:
+        node = waiting.popleft()
         if id(node.value) in seen:
             continue
-        # The value is kept, not only its id: an id is reused when what had it is gone.
+        # The value is kept, not only its id: an id is used again when what had it is gone.
         seen[id(node.value)] = node.value
         yield node
         # One huge container must not hide what stands next to it: it gets half of what is left.
-        for kind, key, child in islice(_children_of(node.value), budget // 2):
+        room = budget // 2
+        for kind, key, child in islice(_children_of(node.value, room), room):
             budget -= 1
-            if type(child) not in SCALARS:
-                queue.append(Node(kind, key, child, node))
-        if budget <= 1:
-            return
+            if not is_scalar(child):
+                waiting.append(Node(kind, key, child, node))
 
 
-def _children_of(value: Any) -> Iterator[Child]:
-    cls = type(value)
-    if issubclass(cls, _LEAVES) or _is_asgi_application(cls):
+def _children_of(value: object, room: int) -> Iterator[Child]:
+    bases = bases_of(value)
+    reader = next((_READERS[id(base)] for base in bases if id(base) in _READERS), None)
+    if reader is _no_children or _is_mock(bases) or _is_asgi_application(bases):
         return
-    if issubclass(cls, dict):
-        yield from _items_of(value)
-    elif issubclass(cls, _SEQUENCES):
-        base = next(base for base in _SEQUENCES if issubclass(cls, base))
-        for index, item in enumerate(base.__iter__(value)):
-            yield "item", index, item
-    elif issubclass(cls, _SETS):
-        base = next(base for base in _SETS if issubclass(cls, base))
-        for item in base.__iter__(value):
-            yield "member", None, item
-    elif issubclass(cls, _ITERATORS):
-        for item in gc.get_referents(value):
-            yield "iterator", cls.__name__, item
-    elif issubclass(cls, functools.partial):
-        yield from _partial(value)
-    elif cls is types.FunctionType:
-        yield from _function(value)
-    elif cls in {types.MethodType, types.BuiltinMethodType}:
-        yield "self", None, value.__self__
-        if cls is types.MethodType:
-            yield "attribute", "__func__", value.__func__
-    else:
-        yield from _unstarted(value, cls)
-    yield from _attributes_of(value)
+    if reader is not None:
+        yield from reader(value, room)
+    yield from _attributes_of(value, bases)
 
 
-def _attributes_of(value: Any) -> Iterator[Child]:
-    """What stands in ``__dict__`` and slots; a class names what is no one's business in ``__isolated_tasks_ignore__``."""
-    cls = type(value)
-    ignored = _ignored_by(cls)
-    for name, child in _stored_in(value, cls):
-        if name not in ignored and not name.startswith("_sa_"):
+def _is_mock(bases: tuple[_Class, ...]) -> bool:
+    """A mock answers for itself; it may remember a session that it was called with, which is no harm."""
+    mock = sys.modules.get("unittest.mock")
+    return mock is not None and any(base is mock.NonCallableMock for base in bases)
+
+
+def _is_asgi_application(bases: tuple[_Class, ...]) -> bool:
+    """An application, router or middleware, which every request refers to."""
+    call = next((members["__call__"] for members in map(_members_of, bases) if "__call__" in members), None)
+    return type(call) is types.FunctionType and call.__code__.co_varnames[1:4] == ("scope", "receive", "send")
+
+
+# What SQLAlchemy puts into a collection of mapped instances; it leads to the configuration of the mapper.
+_COLLECTION_ADAPTER = "_sa_adapter"
+
+
+def _attributes_of(value: object, bases: tuple[_Class, ...]) -> Iterator[Child]:
+    """What stands in ``__dict__`` and slots, but for what a class names in ``__isolated_tasks_ignore__``."""
+    ignored: set[str] | None = None
+    for name, child in stored_in(value, bases):
+        if is_scalar(child) or type(name) is not str or name == _COLLECTION_ADAPTER:
+            continue
+        if ignored is None:
+            ignored = _ignored_by(bases)
+        if name not in ignored:
             yield "attribute", name, child
 
 
-def _stored_in(value: Any, cls: type) -> Iterator[tuple[str, Any]]:
-    for base in _mro_of(cls):
-        members = _vars_of(base)
+def stored_in(value: object, bases: tuple[_Class, ...]) -> Iterator[tuple[str, Any]]:
+    """The names and values of the attributes that the object itself holds."""
+    for members in map(_members_of, bases):
         descriptor = members.get("__dict__")
-        if type(descriptor) is types.GetSetDescriptorType and base is not type:
-            yield from list(descriptor.__get__(value).items())
+        # Anything else of that name is the user's own.
+        if type(descriptor) is types.GetSetDescriptorType or type(descriptor) is types.MemberDescriptorType:
+            yield from list(_dict_items(descriptor.__get__(value)))
         if "__slots__" in members:
             for name, member in members.items():
-                if type(member) is types.MemberDescriptorType:
-                    try:
-                        yield name, member.__get__(value)
-                    except AttributeError:  # an empty slot
-                        continue
+                if type(member) is types.MemberDescriptorType and name != "__dict__":
+                    yield from _slot(name, member, value)
 
 
-def _ignored_by(cls: type) -> frozenset[str]:
+# Pydantic keeps these apart from `__dict__`; for its users they are attributes like the others.
+_BAGS = ("__pydantic_private__", "__pydantic_extra__")
+
+
+def _slot(name: str, member: types.MemberDescriptorType, value: object) -> Iterator[tuple[str, Any]]:
+    try:
+        child = member.__get__(value)
+    except AttributeError:  # an empty slot
+        return
+    if name in _BAGS and type(child) is dict:
+        yield from list(cast("dict[str, Any]", child).items())
+    else:
+        yield name, child
+
+
+def _ignored_by(bases: tuple[_Class, ...]) -> set[str]:
     names: set[str] = set()
-    for base in _mro_of(cls):
-        given = _vars_of(base).get(IGNORE, ())
+    for members in map(_members_of, bases):
+        given: Any = members.get(IGNORE, ())
         names.update((given,) if isinstance(given, str) else given)
-    return frozenset(names)
+    return names
 
 
-def _items_of(value: dict[Any, Any]) -> Iterator[Child]:
-    for key, item in dict.items(value):
-        yield "value", key, item
-        if type(key) not in SCALARS:
-            yield "key", None, key
+# ---- One reader for each kind of holder. They take a snapshot in one step, because another thread may change it.
+
+_Reader: TypeAlias = Callable[[Any, int], Iterator[Child]]
+_Iterate: TypeAlias = Callable[[Any], Iterable[Any]]
 
 
-def _partial(value: functools.partial[Any]) -> Iterator[Child]:
+def _no_children(_value: object, _room: int) -> Iterator[Child]:
+    return iter(())
+
+
+def _in_order(iterate: _Iterate) -> _Reader:
+    def read(value: object, room: int) -> Iterator[Child]:
+        return (("item", index, item) for index, item in enumerate(list(islice(iterate(value), room))))
+
+    return read
+
+
+def _without_order(iterate: _Iterate) -> _Reader:
+    def read(value: object, room: int) -> Iterator[Child]:
+        return (("member", None, item) for item in list(islice(iterate(value), room)))
+
+    return read
+
+
+def _by_key(iterate: _Iterate) -> _Reader:
+    def read(value: object, room: int) -> Iterator[Child]:
+        for key, item in list(islice(iterate(value), room)):
+            yield "value", key, item
+            if not is_scalar(key):
+                yield "key", None, key
+
+    return read
+
+
+def _tuple(value: tuple[Any, ...], room: int) -> Iterator[Child]:
+    bases = bases_of(value)
+    names: Any = next((members["_fields"] for members in map(_members_of, bases) if "_fields" in members), None)
+    if type(names) is not tuple:
+        yield from _plain_tuple(value, room)
+        return
+    ignored = _ignored_by(bases)
+    for name, (_, _, item) in zip(cast("tuple[str, ...]", names), _plain_tuple(value, room), strict=False):
+        if name not in ignored:
+            yield "field", name, item
+
+
+def _referents(value: object, _room: int) -> Iterator[Child]:
+    name = type(value).__name__
+    return (("iterator", name, item) for item in gc.get_referents(value))
+
+
+def _exception(value: BaseException, _room: int) -> Iterator[Child]:
+    return (("partial", index, item) for index, item in enumerate(_args_of(value)))
+
+
+def _partial(value: functools.partial[Any], _room: int) -> Iterator[Child]:
     for index, item in enumerate(value.args):
         yield "partial", index, item
-    for name, item in value.keywords.items():
+    for name, item in list(value.keywords.items()):
         yield "partial", name, item
     yield "attribute", "func", value.func
 
 
-def _function(value: types.FunctionType) -> Iterator[Child]:
-    for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+def _function(value: types.FunctionType, _room: int) -> Iterator[Child]:
+    code = value.__code__
+    for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
         try:
             yield "closure", name, cell.cell_contents
         except ValueError:  # a cell that is not filled yet
             continue
-    for index, item in enumerate(value.__defaults__ or ()):
-        yield "default", index, item
-    for name, item in (value.__kwdefaults__ or {}).items():
+    defaults = value.__defaults__ or ()
+    for name, item in zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False):
+        yield "default", name, item
+    for name, item in list((value.__kwdefaults__ or {}).items()):
         yield "default", name, item
 
 
-def _unstarted(value: Any, cls: type) -> Iterator[Child]:
-    """The arguments and the closure of something that has not begun to run."""
-    for kind, attribute, word in _UNSTARTED:
-        if cls is not kind:
-            continue
-        frame: types.FrameType | None = getattr(value, attribute)
-        # One that has begun keeps variables of its own; they are no arguments any more.
-        if frame is None or frame.f_lasti > _last_before_the_body(frame.f_code):
-            return
-        for name, item in frame.f_locals.items():
-            yield "local", (word, value.__name__, name), item
+def _method(value: types.MethodType, _room: int) -> Iterator[Child]:
+    yield "self", None, value.__self__
+    yield "attribute", "__func__", value.__func__
+
+
+def _builtin_method(value: types.BuiltinMethodType, _room: int) -> Iterator[Child]:
+    yield "self", None, value.__self__
+
+
+def _coroutine(value: types.CoroutineType[Any, Any, Any], _room: int) -> Iterator[Child]:
+    return _variables("coroutine", value.__name__, value.cr_frame)
+
+
+def _generator(value: types.GeneratorType[Any, Any, Any], _room: int) -> Iterator[Child]:
+    return _variables("generator", value.__name__, value.gi_frame)
+
+
+def _async_generator(value: types.AsyncGeneratorType[Any, Any], _room: int) -> Iterator[Child]:
+    return _variables("async generator", value.__name__, value.ag_frame)
+
+
+def _variables(word: str, name: str, frame: types.FrameType | None) -> Iterator[Child]:
+    """The arguments and the closure of what has not begun to run; afterwards it has variables of its own."""
+    if frame is None or frame.f_lasti > _last_before_the_body(frame.f_code):
+        return
+    for variable, item in list(frame.f_locals.items()):
+        yield "local", (word, name, variable), item
 
 
 def _last_before_the_body(code: types.CodeType) -> int:
@@ -257,6 +335,52 @@ def _last_before_the_body(code: types.CodeType) -> int:
     return 2 + next(step.offset for step in dis.get_instructions(code) if step.opname == "RETURN_GENERATOR")
 
 
-def _is_asgi_application(cls: type) -> bool:
-    call = next((_vars_of(base)["__call__"] for base in _mro_of(cls) if "__call__" in _vars_of(base)), None)
-    return isinstance(call, types.FunctionType) and call.__code__.co_varnames[1:4] == ("scope", "receive", "send")
+_SHARED: tuple[_Class, ...] = (
+    # What is shared by design, or leads to the whole process.
+    *(type, types.ModuleType, types.CodeType, types.FrameType, types.TracebackType),
+    *(asyncio.AbstractEventLoop, asyncio.Future, concurrent.futures.Future, concurrent.futures.Executor),
+    *(threading.Thread, threading.local, logging.Logger, logging.Handler, re.Pattern, re.Match),
+    *(contextvars.ContextVar, contextvars.Context, contextvars.Token, weakref.ReferenceType, *weakref.ProxyTypes),
+    # The exit stack of a request knows the sessions of its dependencies.
+    *(contextlib.ExitStack, contextlib.AsyncExitStack),
+    # SQLAlchemy's own: an engine or a session factory is what one should pass; the rest is configuration.
+    *(Engine, AsyncEngine, sessionmaker, ClauseElement, MetaData, Mapper, InstanceState),
+    Welcome,
+)
+_ROW: Any = Row  # a generic class, but not on SQLAlchemy 1.4
+_VIEWED: dict[Any, Any] = {}
+_VIEWS: list[Any] = [_VIEWED.keys(), _VIEWED.values(), _VIEWED.items()]
+_EMPTY: list[Any] = [[], {}, deque[Any](), OrderedDict[Any, Any](), *_VIEWS]
+# They hold what they iterate over, or work on, where only the garbage collector sees it. Asking it consumes nothing.
+_WRAPPERS: list[Any] = [
+    *(type(empty) for empty in _VIEWS),
+    *(type(iter(empty)) for empty in [*_EMPTY, (), set[Any]()]),
+    *(type(reversed(empty)) for empty in _EMPTY),
+    *(zip, map, filter, enumerate, reversed, *(cls for cls in vars(itertools).values() if type(cls) is type)),
+    *(types.MappingProxyType, type(iter(int, 1)), operator.itemgetter, operator.methodcaller),
+    *(staticmethod, classmethod, property, super, queue.SimpleQueue),
+]
+_plain_tuple = _in_order(vars(tuple)["__iter__"])
+_dict_items: _Iterate = vars(dict)["items"]
+_args_of: _Iterate = vars(BaseException)["args"].__get__
+_READERS: dict[int, _Reader] = {
+    **dict.fromkeys(map(id, _SHARED), _no_children),
+    **dict.fromkeys(map(id, _WRAPPERS), _referents),
+    id(list): _in_order(vars(list)["__iter__"]),
+    id(deque): _in_order(vars(deque)["__iter__"]),
+    id(tuple): _tuple,
+    id(Row): _in_order(_ROW.__iter__),
+    id(set): _without_order(vars(set)["__iter__"]),
+    id(frozenset): _without_order(vars(frozenset)["__iter__"]),
+    id(dict): _by_key(_dict_items),
+    id(RowMapping): _by_key(RowMapping.items),
+    id(BaseException): _exception,
+    id(functools.partial): _partial,
+    id(types.FunctionType): _function,
+    id(types.MethodType): _method,
+    id(types.BuiltinMethodType): _builtin_method,
+    id(types.MethodWrapperType): _builtin_method,
+    id(types.CoroutineType): _coroutine,
+    id(types.GeneratorType): _generator,
+    id(types.AsyncGeneratorType): _async_generator,
+}

@@ -20,7 +20,7 @@ from sa_isolated_tasks._types import Outcome
 
 __all__ = ["Phase", "Record", "phase_of", "record_of", "watch_sessions"]
 
-INFO_KEY = "sa_isolated_tasks"
+_INFO_KEY = "sa_isolated_tasks"
 
 
 class Phase(enum.Enum):
@@ -38,7 +38,8 @@ class Record:
     """
     What is remembered of one session, in its ``info``.
 
-    *identity_map* is weak: a strong reference would keep the rows of a closed session in memory.
+    *identity_map* is weak: a strong reference would keep the rows of a closed session in memory. *session* is weak too,
+    and tells whose record it is: ``info`` may be copied from one session to another.
     """
 
     __slots__ = (
@@ -51,9 +52,11 @@ class Record:
         "isolated",
         "outcome",
         "reopened",
+        "session",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        self.session = weakref.ref(session)
         self.identity_map: Callable[[], object] = _nothing
         self.reopened = False
         self.isolated = False
@@ -84,16 +87,20 @@ def _nothing() -> None:
 
 
 def record_of(session: Session) -> Record:
-    record = session.info.get(INFO_KEY)
+    record = _known(session)
     if record is None:
-        record = session.info[INFO_KEY] = Record()
-    assert isinstance(record, Record)  # noqa: S101 -- narrows the type of a private key
+        record = session.info[_INFO_KEY] = Record(session)
     return record
+
+
+def _known(session: Session) -> Record | None:
+    record = session.info.get(_INFO_KEY)
+    return record if isinstance(record, Record) and record.session() is session else None
 
 
 def phase_of(session: Session) -> Phase:
     """Tells from public attributes only; a session that was never seen at work is FRESH."""
-    record = session.info.get(INFO_KEY)
+    record = _known(session)
     if session.in_transaction():
         return Phase.REOPENED if record is not None and record.reopened else Phase.OPEN
     if record is None or record.identity_map is _nothing:
