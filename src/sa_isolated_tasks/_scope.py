@@ -195,7 +195,9 @@ class TaskScope(Spawner):
 
         .. versionadded:: 0.1.0
         """
-        self._require_runner("cancelled").cancel_all(reason or f"scope {self.name} was cancelled")
+        runner = self._require_runner("cancelled")
+        for entry in runner.all_entries():
+            runner.cancel(entry, reason or f"scope {self.name} was cancelled")
 
     async def aclose(self) -> None:
         """
@@ -245,12 +247,15 @@ class TaskScope(Spawner):
         survivors: tuple[UnitSnapshot, ...] = ()
         if not runner.is_quiet(seat):
             self._state = _State.CANCELLING
+            runner.closed = True
             runner.cancel_all(self._reason_for_cancelling(cause), but=seat)
             quiet, late = await settle(self._quiet_within(runner, self._cancel_timeout, seat))
             cause = cause or late
             survivors = () if quiet else runner.snapshots(but=seat)
         if seat is None or not seat.belongs_to(runner.slots):
             self._state = _State.CLOSED
+            runner.closed = True
+            runner.drop_waiting(f"scope {self.name} was left before its parent committed")
         raise_problems(self.name, self._problems(survivors, error), error, cause, strict=self._on_failure == "cancel")
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
@@ -283,12 +288,13 @@ class TaskScope(Spawner):
             return
         block_is_running = self._state is _State.OPEN
         self._state = _State.CANCELLING
+        self._runner.closed = True
         self._runner.cancel_all(f"unit {entry.name} of the same scope failed")
         if self._host is not None and block_is_running:
             self._host_was_cancelled = True
             self._host.cancel(f"unit {entry.name} failed")
 
-    def _admit(self, name: str) -> Runner:
+    def _admit(self, name: str, anywhere: bool) -> Runner:  # noqa: FBT001 -- not public
         """
         The runner, if a unit may be spawned here and now.
 
@@ -298,7 +304,7 @@ class TaskScope(Spawner):
         """
         runner = self._runner
         if runner is not None and self._state in {_State.OPEN, _State.DRAINING}:
-            if _running_loop() is not runner.loop:
+            if not anywhere and _running_loop() is not runner.loop:
                 raise WrongLoopError(f"{name} was spawned in scope {self.name} from another event loop or thread")
             if self._state is _State.OPEN:
                 return runner
@@ -323,28 +329,30 @@ class TaskScope(Spawner):
         """The state of the scope and of its living units, frozen: for a person or a metric."""
         runner = self._runner
         if runner is None:
-            return ScopeSnapshot(self.name, self._state.value, None, 0, 0, 0, 0, 0, ())
+            return ScopeSnapshot(self.name, self._state.value, None, 0, 0, 0, 0, 0, 0, 0, ())
         return ScopeSnapshot(
             name=self.name,
             state=self._state.value,
             limit=runner.slots.limit,
+            waiting=len(runner.waiting),
             queued=runner.queued,
             running=len(runner.running),
             succeeded=runner.counts[TaskState.SUCCEEDED],
             failed=runner.counts[TaskState.FAILED],
             cancelled=runner.counts[TaskState.CANCELLED],
+            dropped=runner.counts[TaskState.DROPPED],
             units=runner.snapshots(),
         )
 
     def __len__(self) -> int:
-        return 0 if self._runner is None else self._runner.live
+        return 0 if self._runner is None else self._runner.count
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator[TaskHandle[Any]]:
         """The handles of the units that live now; spawning meanwhile does no harm."""
-        entries = [] if self._runner is None else self._runner.entries()
+        entries = [] if self._runner is None else self._runner.all_entries()
         handles: list[TaskHandle[Any]] = [TaskHandle(entry) for entry in entries]
         return iter(handles)
 

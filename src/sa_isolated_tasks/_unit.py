@@ -104,9 +104,9 @@ class Unit(Generic[R]):
     def commits(self) -> int:
         return 0 if self._record is None else self._record.commits
 
-    def timing(self, total: float, queued: float) -> Timing:
+    def timing(self, total: float, queued: float, waiting: float = 0.0) -> Timing:
         held = 0.0 if self._record is None else self._record.held
-        return Timing(total, queued, self._body_seconds, self._commit_seconds, held)
+        return Timing(total, queued, self._body_seconds, self._commit_seconds, held, waiting)
 
     async def run(self) -> R:
         """

@@ -11,14 +11,14 @@ import enum
 import weakref
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from sa_isolated_tasks._types import Outcome
 
-__all__ = ["Phase", "Record", "phase_of", "record_of", "watch_sessions"]
+__all__ = ["Phase", "Record", "TransactionListener", "phase_of", "record_of", "watch_sessions"]
 
 _INFO_KEY = "sa_isolated_tasks"
 
@@ -31,6 +31,18 @@ class Phase(enum.Enum):
     IDLE = "between two transactions"
     CLOSED = "closed"
     REOPENED = "closed, and in use again"
+
+
+class TransactionListener(Protocol):
+    """Is told what becomes of one root transaction; it must not raise, since it would raise into ``commit()``."""
+
+    def savepoint_released(self, savepoint: SessionTransaction, /) -> None: ...
+
+    def savepoint_ended(self, savepoint: SessionTransaction, /) -> None: ...
+
+    def committed(self) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 @final
@@ -51,6 +63,7 @@ class Record:
         "identity_map",
         "isolated",
         "outcome",
+        "parent",
         "reopened",
         "session",
     )
@@ -64,6 +77,7 @@ class Record:
         self.committed = False
         self.commits = 0
         self.outcome = Outcome.NONE
+        self.parent: TransactionListener | None = None
         self.held = 0.0
         self.held_since = 0.0
 
@@ -116,7 +130,8 @@ def watch_sessions() -> None:
     """
     for name, listener in _LISTENERS:
         if not event.contains(Session, name, listener):
-            event.listen(Session, name, listener)
+            # First: a listener that raises after a commit must not keep it from being known.
+            event.listen(Session, name, listener, insert=True)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
@@ -136,10 +151,16 @@ def _after_begin(session: Session, _transaction: SessionTransaction, _connection
 def _after_commit(session: Session) -> None:
     # It also fires for a savepoint that is released, and the outer transaction may still roll back:
     # test_watch.py::test_a_released_savepoint_is_no_commit.
-    if not session.in_nested_transaction():
-        record = record_of(session)
-        record.committed = True
-        record.remember(session)
+    record = record_of(session)
+    savepoint = session.get_nested_transaction()
+    if savepoint is not None:
+        if record.parent is not None:
+            record.parent.savepoint_released(savepoint)
+        return
+    record.committed = True
+    record.remember(session)
+    if record.parent is not None:
+        record.parent.committed()
 
 
 def _after_rollback(session: Session) -> None:
@@ -148,8 +169,14 @@ def _after_rollback(session: Session) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    record = record_of(session)
     if transaction.parent is None:
-        record_of(session).end()
+        record.end()
+        parent, record.parent = record.parent, None
+        if parent is not None:
+            parent.ended()
+    elif transaction.nested and record.parent is not None:
+        record.parent.savepoint_ended(transaction)
 
 
 _LISTENERS: tuple[tuple[str, Callable[..., Any]], ...] = (
