@@ -32,7 +32,8 @@ class Runner:
     """
     Runs the units of one scope in one event loop.
 
-    *on_failure* is told of every unit that fails, in the done callback.
+    *on_failure* is told of every unit that fails, in the done callback; *patience* is what each unit has after a
+    cancellation.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Runner:
         "loop",
         "name",
         "on_failure",
+        "patience",
         "queued",
         "running",
         "slots",
@@ -58,12 +60,14 @@ class Runner:
         limit: int | None,
         listeners: Sequence[Listener],
         on_failure: Callable[[Entry], None],
+        patience: float,
     ) -> None:
         self.name = name
         self.loop = asyncio.get_running_loop()
         self.slots = Slots(limit, self._schedule)
         self.listeners = tuple(listeners)
         self.on_failure = on_failure
+        self.patience = patience
         self.counts = dict.fromkeys((state for state in TaskState if state.ended), 0)
         # Set when no unit may start any more.
         self.closed = False
@@ -178,6 +182,7 @@ class Runner:
         self.queued -= 1
         self.running[entry] = None
         entry.seat.holds = True
+        entry.unit.patience = self.patience
         context = entry.context
         assert context is not None  # noqa: S101 -- only the end of a unit drops it
         task = context.run(self.loop.create_task, self._main(entry))
@@ -293,6 +298,13 @@ class Runner:
         for entry in self.entries():
             if entry.seat is not but:
                 self.cancel(entry, reason)
+
+    def holds_connections(self) -> bool:
+        return any(entry.unit.holds_connection for entry in self.running)
+
+    async def abandon_all(self) -> None:
+        """Cuts the connections of what still runs: a statement that hangs ends with its connection."""
+        await asyncio.gather(*[entry.unit.abandon() for entry in self.running])
 
     async def quiet(self, waiter: Seat | None) -> None:
         """

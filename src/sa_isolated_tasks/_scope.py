@@ -15,15 +15,19 @@ from sa_isolated_tasks._factory import SessionFactory, resolve_limit
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._leaving import raise_problems, shutdown_error
 from sa_isolated_tasks._logging import with_logging
+from sa_isolated_tasks._protect import settle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._spawn import Options, Spawner, Spawning
 from sa_isolated_tasks._types import Context, Factory, Guard, Limit, OnFailure, ScopeSnapshot, TaskState, UnitSnapshot
-from sa_isolated_tasks._unit import settle
 from sa_isolated_tasks._watch import watch_sessions
 from sa_isolated_tasks.exceptions import LimitError, ScopeClosedError, WrongLoopError
 
 __all__ = ["TaskScope"]
+
+
+_LAST_WORDS = 2.0
+"""Seconds that units have to end in after their connections were cut."""
 
 
 class _State(enum.Enum):
@@ -162,7 +166,7 @@ class TaskScope(Spawner):
                 cure="async def main(): scope.start()",
             )
         limit = resolve_limit(self._limit, self._factory)
-        self._runner = Runner(self.name, limit, self._listeners, self._unit_failed)
+        self._runner = Runner(self.name, limit, self._listeners, self._unit_failed, self._cancel_timeout)
         self._state = _State.OPEN
         started: asyncio.Future[Self] = loop.create_future()
         started.set_result(self)
@@ -251,12 +255,21 @@ class TaskScope(Spawner):
             runner.cancel_all(self._reason_for_cancelling(cause), but=seat)
             quiet, late = await settle(self._quiet_within(runner, self._cancel_timeout, seat))
             cause = cause or late
+            if not quiet:
+                quiet = await self._last_words(runner, seat)
             survivors = () if quiet else runner.snapshots(but=seat)
         if seat is None or not seat.belongs_to(runner.slots):
             self._state = _State.CLOSED
             runner.closed = True
             runner.drop_waiting(f"scope {self.name} was left before its parent committed")
         raise_problems(self.name, self._problems(survivors, error), error, cause, strict=self._on_failure == "cancel")
+
+    async def _last_words(self, runner: Runner, seat: Seat | None) -> bool:
+        """Cuts the connections of the survivors; those that hung in a statement will end in a moment."""
+        hanging = runner.holds_connections()
+        await settle(runner.abandon_all(), patience=_LAST_WORDS, since=runner.loop.time())
+        quiet, _ = await settle(self._quiet_within(runner, _LAST_WORDS if hanging else 0, seat))
+        return quiet
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
         if cause is None:

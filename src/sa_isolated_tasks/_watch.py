@@ -7,6 +7,7 @@ is that ``close()`` replaces the identity map, which commit and rollback do not.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import weakref
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from time import perf_counter
 from typing import Any, Protocol, final
 
 from sqlalchemy import event
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from sa_isolated_tasks._types import Outcome
@@ -58,6 +60,7 @@ class Record:
         "begun",
         "commits",
         "committed",
+        "connections",
         "held",
         "held_since",
         "identity_map",
@@ -78,6 +81,8 @@ class Record:
         self.commits = 0
         self.outcome = Outcome.NONE
         self.parent: TransactionListener | None = None
+        # Of a unit's session only, while it is in a transaction: to cut them when patience ends.
+        self.connections: list[Connection] = []
         self.held = 0.0
         self.held_since = 0.0
 
@@ -94,6 +99,25 @@ class Record:
             self.outcome = Outcome.COMMITTED if self.committed else Outcome.ROLLED_BACK
             self.commits += self.committed
         self.begun = self.committed = False
+        self.connections.clear()
+
+    def cut_connections(self) -> None:
+        connections, self.connections = self.connections, []
+        for connection in connections:
+            _interrupt(connection)
+            connection.invalidate()
+
+
+def _interrupt(connection: Connection) -> None:
+    """
+    Ends a running statement where the driver can: aiosqlite, whose thread would go on with it.
+
+    Its ``interrupt`` is a coroutine function that awaits nothing.
+    """
+    interrupt = getattr(connection.connection.driver_connection, "interrupt", None)
+    if interrupt is not None:
+        with contextlib.suppress(StopIteration):
+            interrupt().send(None)
 
 
 def _nothing() -> None:
@@ -141,8 +165,10 @@ def _after_transaction_create(session: Session, transaction: SessionTransaction)
         record.remember(session)
 
 
-def _after_begin(session: Session, _transaction: SessionTransaction, _connection: object) -> None:
+def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     record = record_of(session)
+    if record.isolated:
+        record.connections.append(connection)
     if not record.begun:
         record.begun = True
         record.held_since = perf_counter()
