@@ -111,5 +111,7 @@ def assert_it_went_wrong(seen):
         assert seen.connections == len(seen.results)
         return
     assert "Method 'close()' can't be called here; method '_connection_for_bind()' is already" in str(seen.escaped)
-    assert "This session is provisioning a new connection; concurrent operations are not permitted" in str(seen.results[1])
+    assert "This session is provisioning a new connection; concurrent operations are not permitted" in str(
+        seen.results[1]
+    )
     assert seen.connections == 1

@@ -259,7 +259,9 @@ async def test_a_transaction_that_ends_without_a_commit_drops(scope, Session, ca
         await end(parent)
 
     assert TaskState.DROPPED is handle.state
-    with pytest.raises(TaskDroppedError, match="look_up#1 was dropped: its parent's transaction ended without a commit"):
+    with pytest.raises(
+        TaskDroppedError, match="look_up#1 was dropped: its parent's transaction ended without a commit"
+    ):
         await handle
     assert ["look_up#1 dropped after 0.0"] == [
         record.getMessage()[:27] for record in caplog.records if record.name == "sa_isolated_tasks"

@@ -125,7 +125,7 @@ async def test_without_anyio_there_is_nothing_to_be_shielded_from(monkeypatch):
 
 @pytest.mark.parametrize("when", ["before", "during"])
 async def test_patience_ends(when):
-    """From the first cancellation on, or from one before: the work is given up, cancelled, and the cancellation goes on."""
+    """From the first cancellation on, or one before: the work is given up, and the cancellation goes on."""
     given_up = []
     work = Work()
     since = asyncio.get_running_loop().time() if when == "before" else float("inf")

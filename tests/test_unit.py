@@ -230,7 +230,7 @@ async def test_a_swallowed_cancellation_rolls_back(engine, Session, names_in_tab
 
 
 async def test_a_cancellation_that_a_helper_of_a_task_group_has_taken_rolls_back(engine, Session, names_in_table):
-    """A CancelledError inside a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back all the same."""
+    """A CancelledError in a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back all the same."""
     reached = asyncio.Event()
 
     async def body(session):
@@ -534,7 +534,9 @@ async def test_a_context_manager_sees_the_error_of_the_body(engine, Session, nam
     assert Outcome.ROLLED_BACK is unit.outcome
 
 
-@pytest.mark.parametrize("wrap", [lambda item: item, lambda item: [item], lambda item: {"item": item}], ids=["itself", "list", "dict"])
+@pytest.mark.parametrize(
+    "wrap", [lambda item: item, lambda item: [item], lambda item: {"item": item}], ids=["itself", "list", "dict"]
+)
 async def test_an_expired_instance_as_the_result_is_warned_about(engine, Session, wrap):
     """The commit has expired it and the session is closed: the warning names function, class and cure."""
 
@@ -543,7 +545,9 @@ async def test_an_expired_instance_as_the_result_is_warned_about(engine, Session
         session.add(item)
         return wrap(item)
 
-    with pytest.warns(IsolatedTasksWarning, match="returned an instance of Item that is expired.*expire_on_commit") as seen:
+    with pytest.warns(
+        IsolatedTasksWarning, match="returned an instance of Item that is expired.*expire_on_commit"
+    ) as seen:
         await unit_of(Session, make).run()
 
     assert __file__ == seen[0].filename

@@ -1,8 +1,8 @@
 """
 The units that wait for one transaction: released by its commit, dropped by anything else.
 
-It is the session's own root transaction that counts. A savepoint that is rolled back drops what was registered in it; one that is
-released passes it on to the transaction around it. `_watch` tells of all this from the session's events.
+It is the session's own root transaction that counts. A savepoint that is rolled back drops what was registered in it;
+one that is released passes it on to the transaction around it. `_watch` tells of all this from the session's events.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ParentTransaction:
         if self.was_committed:  # from a hook that runs after the commit, while the transaction has not ended yet
             unit.release()
         else:
-            self._units.append((unit, savepoint and weakref.ref(savepoint)))
+            self._units.append((unit, _reference(savepoint)))
 
     def would_wait_for_itself(self) -> bool:
         """Whether a task that has yet to end this transaction waits for the current task, or is it."""
@@ -75,7 +75,7 @@ class ParentTransaction:
         inside = [unit for unit, held_by in self._units if held_by is not None and held_by() is savepoint]
         if self._released is not None and self._released() is savepoint:
             outer = _boundary_around(savepoint)
-            moved = outer and weakref.ref(outer)
+            moved = _reference(outer)
             self._units = [(unit, moved if unit in inside else held_by) for unit, held_by in self._units]
         elif inside:
             self._units = [(unit, held_by) for unit, held_by in self._units if unit not in inside]
@@ -101,6 +101,10 @@ class ParentTransaction:
         units, self._units = self._units, []
         for unit, _ in units:
             unit.drop("its parent's session was collected without a commit", later=True)
+
+
+def _reference(savepoint: SessionTransaction | None) -> weakref.ref[SessionTransaction] | None:
+    return None if savepoint is None else weakref.ref(savepoint)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

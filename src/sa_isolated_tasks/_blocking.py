@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
@@ -45,27 +45,30 @@ def _awaited_by(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
         if inner is None:
             # An iterator written in C: of a future, or of an object whose `__await__` is a coroutine's.
             inner = next((held for held in gc.get_referents(awaiting) if not isinstance(held, type)), None)
-        if inner is None or isinstance(inner, asyncio.Future):
-            return inner
+        if inner is None or isinstance(inner, _FUTURE):
+            future: asyncio.Future[Any] | None = inner
+            return future
         awaiting = inner
     return None
 
 
 def _woken_by(value: Any) -> Iterable[Any]:
     """What gets to know of the end of a future, one step further."""
-    if isinstance(value, asyncio.Future):
-        return [held for held in gc.get_referents(value) if isinstance(held, _CALLBACKS)]
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args]
-    if isinstance(value, FunctionType):
-        return [cell.cell_contents for cell in value.__closure__ or ()]
-    if isinstance(value, MethodType | BuiltinMethodType):
-        return [value.__self__]
-    if type(value).__name__ == "TaskGroup":
-        return [held for held in vars(value).values() if isinstance(held, asyncio.Future)]
-    return []
+    for kinds, step in _STEPS:
+        if isinstance(value, kinds):
+            return step(value)
+    # A task group, of asyncio or anyio, keeps the future by which its exit is woken.
+    held = vars(value).values() if type(value).__name__ == "TaskGroup" else ()
+    return [future for future in held if isinstance(future, _FUTURE)]
 
 
-_CALLBACKS = (list, tuple, functools.partial, FunctionType, MethodType, BuiltinMethodType)
+_FUTURE: Any = asyncio.Future
+_METHODS = (MethodType, BuiltinMethodType)
+_CALLBACKS: Any = (list, tuple, functools.partial, FunctionType, *_METHODS)
+_STEPS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
+    (_FUTURE, lambda future: [held for held in gc.get_referents(future) if isinstance(held, _CALLBACKS)]),
+    ((list, tuple), iter),
+    (functools.partial, lambda partial: [partial.func, *partial.args]),
+    (FunctionType, lambda function: [cell.cell_contents for cell in function.__closure__ or ()]),
+    (_METHODS, lambda method: [method.__self__]),
+)

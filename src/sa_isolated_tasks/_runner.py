@@ -25,6 +25,7 @@ __all__ = ["REPORT_INTERVAL", "Runner"]
 
 REPORT_INTERVAL = 30.0
 """Seconds between two reports of a scope that waits to be quiet."""
+_A_LONG_TIME = 365 * 24 * 3600.0
 
 
 @final
@@ -37,9 +38,10 @@ class Runner:
     """
 
     __slots__ = (
+        "_anchor",
+        "_arriving",
         "_pumping",
         "_queue",
-        "_arriving",
         "_quiet_waiters",
         "closed",
         "counts",
@@ -79,6 +81,9 @@ class Runner:
         self.running: dict[Entry, None] = {}
         self._queue: deque[Entry] = deque()
         self._pumping = False
+        # The loop keeps tasks by weak references. It keeps this timer, which never fires, and so all that lives here,
+        # though the scope be dropped: test_c31_the_loop_keeps_weak_references.py.
+        self._anchor: asyncio.TimerHandle | None = None
         self._quiet_waiters: list[tuple[asyncio.Future[None], Sequence[Seat]]] = []
 
     @property
@@ -104,6 +109,8 @@ class Runner:
 
     def submit(self, entry: Entry) -> None:
         """Puts a unit into the queue. It starts in a later turn of the loop, never in the spawner's frame."""
+        if self._anchor is None:
+            self._anchor = self.loop.call_later(_A_LONG_TIME, _nobody_waits, self)
         self._queue.append(entry)
         self.queued += 1
         if self.slots.free > 0:
@@ -239,6 +246,9 @@ class Runner:
             # A dict keeps the table of its largest size, and the queue the units that were cancelled in it.
             self.running = {}
             self._queue.clear()
+            if self._anchor is not None:
+                self._anchor.cancel()
+                self._anchor = None
         state = TaskState.SUCCEEDED
         if entry.exception is not None:
             state = TaskState.FAILED
@@ -348,8 +358,8 @@ class Runner:
         notify(self.listeners, lambda listener: listener.scope_waiting(event))
 
 
-def _nobody_waits() -> None:
-    """A slot is free that no unit can take."""
+def _nobody_waits(*_: object) -> None:
+    """A slot is free that no unit can take; or a scope has been busy for a year."""
 
 
 def _chain_of(seat: Seat | None) -> list[Seat]:

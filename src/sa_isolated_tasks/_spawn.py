@@ -132,7 +132,9 @@ class Spawning:
     ) -> Unit[Any]:
         shape = self._shape_of(fn)
         name = name_of(fn)
-        check_call(Passed(name, args, kwargs, fn if carries(fn) else None, offset), shape, shape.signature, options.guard)
+        check_call(
+            Passed(name, args, kwargs, fn if carries(fn) else None, offset), shape, shape.signature, options.guard
+        )
         refuse_taken(shape, name, kwargs)
         return Unit(self._factory, lambda session: fn(session, *args, **kwargs), fn, options.timeout)
 

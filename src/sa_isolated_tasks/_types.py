@@ -80,7 +80,7 @@ class Timing:
     """
     Where the time of a unit went, in seconds of a monotonic clock.
 
-    *total* runs from the spawn (or the call) to the end; *waiting* is the part of it that was spent waiting for a commit,
+    *total* runs from the spawn (or the call) to the end; *waiting* is the part of it before the parent's commit,
     *queued* the part that was spent waiting for a slot;
     *body* the function's own run; *commit* the final commit or rollback; *connection* the time in which a transaction
     held a connection, which overlaps with *body* and *commit*.

@@ -17,10 +17,10 @@ import contextlib
 import enum
 import math
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
-from typing import Any, Generic, TypeVar, cast, final
+from typing import Any, Generic, TypeVar, final
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -37,6 +37,10 @@ from sa_isolated_tasks.exceptions import IsolatedTasksWarning
 __all__ = ["PATIENCE", "Phase", "Unit"]
 
 R = TypeVar("R")
+
+# As Any, `isinstance` does not narrow to a type with unknown parameters.
+_CONTEXT_MANAGER: Any = AbstractAsyncContextManager
+_STATE: Any = InstanceState
 
 PATIENCE = 10.0
 """Seconds that commit, rollback and close may take after a cancellation; a scope has its own *cancel_timeout*."""
@@ -76,9 +80,9 @@ class Unit(Generic[R]):
         "_session",
         "_source",
         "_timeout",
-        "patience",
         "cancel_requested",
         "lost_in_commit",
+        "patience",
         "phase",
     )
 
@@ -132,8 +136,8 @@ class Unit(Generic[R]):
         self.phase = Phase.OPENING
         try:
             made: Any = self._factory.make()
-            if isinstance(made, AbstractAsyncContextManager) and not isinstance(made, AsyncSession):
-                result = await self._run_inside(cast("AbstractAsyncContextManager[Any, Any]", made), asked)
+            if isinstance(made, _CONTEXT_MANAGER) and not isinstance(made, AsyncSession):
+                result = await self._run_inside(made, asked)
             else:
                 self._record = adopt(made, in_use=False)
                 self._session = made
@@ -291,16 +295,16 @@ def _times_cancelled() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _instances_in(result: object) -> list[tuple[object, InstanceState[Any]]]:
+def _instances_in(result: Any) -> list[tuple[object, InstanceState[Any]]]:
     """The mapped instances in a result, one level deep."""
     candidates: list[Any] = [result]
-    if isinstance(result, list | tuple | set | frozenset):
-        candidates.extend(cast("Iterable[Any]", result))
-    elif isinstance(result, dict):
-        candidates.extend(cast("dict[Any, Any]", result).values())
+    if issubclass(type(result), list | tuple | set | frozenset):
+        candidates.extend(result)
+    elif issubclass(type(result), dict):
+        candidates.extend(result.values())
     found: list[tuple[object, InstanceState[Any]]] = []
     for candidate in candidates:
         state = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
-        if isinstance(state, InstanceState):
-            found.append((candidate, cast("InstanceState[Any]", state)))
+        if isinstance(state, _STATE):
+            found.append((candidate, state))
     return found
