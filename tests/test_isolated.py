@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 
 import pytest
 import sqlalchemy as sa
@@ -527,17 +528,21 @@ async def bare_method(self, session, number):
     return self, number
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="up to Python 3.12 a classmethod binds what it wraps")
 async def test_a_classmethod_above_says_that_it_does_not_know_its_class(LiteSession):
-    """Python 3.13 gives a bound method, of which ``using`` and ``in_session`` do not know to what it is bound."""
+    """Python 3.13 gives a bound method, whose ``using`` and ``in_session`` are those of the function in it."""
     Shop = shop_with(LiteSession)
+    inside = vars(Shop)["class_above"].__func__
 
     with pytest.raises(TypeError, match="needs the class as its first argument"):
-        Shop.class_above.using(LiteSession)("a")
+        inside.using(LiteSession)("a")
     async with LiteSession() as session:
         with pytest.raises(TypeError, match="needs the class as its first argument"):
-            Shop.class_above.in_session(session, "a")
-    owner, _ = await Shop.class_above.using(LiteSession)(Shop, "a")
+            inside.in_session(session, "a")
+    owner, _ = await inside.using(LiteSession)(Shop, "a")
+    assert owner is Shop
+    # What `Shop.class_above` is on 3.13.
+    async with TaskScope(LiteSession, name="t") as scope:
+        owner, _ = await scope.spawn(types.MethodType(inside, Shop), "b")
     assert owner is Shop
 
 

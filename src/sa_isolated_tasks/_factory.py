@@ -68,9 +68,9 @@ class SessionFactory:
         if _is_maker(maker):
             return None if _routes(_session_class_of(maker)) else _binds_of_maker(maker)
         made: Any = self.make()
-        if not is_a(made, AsyncSession):
-            _check_made(made)
+        if is_a(made, AbstractAsyncContextManager) and not is_a(made, AsyncSession):
             return None
+        _check_session(made)
         binds = _binds_of_session(made)
         _check_binds(binds)
         return None if _routes(type(made.sync_session)) else binds
@@ -159,17 +159,17 @@ def _check_registry(factory: Any) -> None:
         )
 
 
-def _check_made(made: Any) -> None:
+def _check_session(made: Any) -> None:
     """
-    Raises for what is neither a session nor an async context manager; a coroutine is closed, or it would complain.
+    Raises for what a factory should not have given; a coroutine is closed, or it would complain.
 
     Raises:
-        DeclarationError: with the cure for each of the usual mistakes.
+        DeclarationError: it is no AsyncSession; with the cure for each of the usual mistakes.
         FakeIsolationError: a scoped registry.
     """
-    _check_registry(made)
-    if is_a(made, AbstractAsyncContextManager):
+    if is_a(made, AsyncSession):
         return
+    _check_registry(made)
     cure = _SESSIONMAKER
     if inspect.iscoroutine(made):
         made.close()
@@ -180,6 +180,17 @@ def _check_made(made: Any) -> None:
         f"the session factory gave a {type(made).__name__}",
         why="it has to give an AsyncSession, or an async context manager that yields one",
         cure=cure,
+    )
+
+
+def _check_yielded(made: Any) -> None:
+    if is_a(made, AsyncSession):
+        return
+    _check_registry(made)
+    raise DeclarationError(
+        f"the session factory's context manager yielded a {type(made).__name__}",
+        why="it has to yield an AsyncSession",
+        cure="async with Session() as session: yield session",
     )
 
 
@@ -223,13 +234,10 @@ def adopt(made: Any, *, in_use: bool) -> Record:
         DeclarationError: it is no AsyncSession.
         FakeIsolationError: the factory has given it before, or it is in use, or it is bound to what others share.
     """
-    if not is_a(made, AsyncSession):
-        _check_made(made)
-        raise DeclarationError(
-            f"the session factory's context manager yielded a {type(made).__name__}",
-            why="it has to yield an AsyncSession",
-            cure="async with Session() as session: yield session",
-        )
+    if in_use:
+        _check_yielded(made)
+    else:
+        _check_session(made)
     record = record_of(made.sync_session)
     if record.isolated or not (in_use or phase_of(made.sync_session) is Phase.FRESH):
         raise FakeIsolationError(

@@ -86,7 +86,7 @@ Child: TypeAlias = tuple[str, Any, Any]
 _TEXTS: dict[str, Callable[[Any], str]] = {
     "argument": lambda key: f"arg {key + 1}" if isinstance(key, int) else f"arg {key!r}",
     "owner": str,
-    "default": lambda key: f" default {key!r}",
+    "default": lambda key: f" defaults[{key!r}]",
     "closure": lambda key: f" closure {key!r}",
     "self": lambda _key: " self",
     "item": lambda key: f"[{key}]",
