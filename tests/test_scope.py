@@ -568,7 +568,7 @@ class Stubborn:
 
 
 async def test_survivors_are_reported(scope_of):
-    """A unit that swallows its cancellation is in the ShutdownError, with name, age and spawn line; its end is awaited."""
+    """A unit that swallows its cancellation is in the ShutdownError, with name, age and spawn line."""
     stubborn = Stubborn()
     with pytest.raises(
         ShutdownError, match=r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+\)"

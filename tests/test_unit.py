@@ -230,7 +230,7 @@ async def test_a_swallowed_cancellation_rolls_back(engine, Session, names_in_tab
 
 
 async def test_a_cancellation_that_a_helper_of_a_task_group_has_taken_rolls_back(engine, Session, names_in_table):
-    """A CancelledError in a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back all the same."""
+    """A CancelledError in a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back."""
     reached = asyncio.Event()
 
     async def body(session):

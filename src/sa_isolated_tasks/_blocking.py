@@ -58,8 +58,8 @@ def _woken_by(value: Any) -> Iterable[Any]:
         if isinstance(value, kinds):
             return step(value)
     # A task group, of asyncio or anyio, keeps the future by which its exit is woken.
-    held = vars(value).values() if type(value).__name__ == "TaskGroup" else ()
-    return [future for future in held if isinstance(future, _FUTURE)]
+    attributes: dict[str, Any] = getattr(value, "__dict__", {}) if type(value).__name__ == "TaskGroup" else {}
+    return [held for held in attributes.values() if isinstance(held, _FUTURE)]
 
 
 _FUTURE: Any = asyncio.Future

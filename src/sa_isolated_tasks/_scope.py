@@ -11,17 +11,17 @@ from typing import Any, Self, final, get_args
 
 from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import Listener
-from sa_isolated_tasks._factory import SessionFactory, resolve_limit
+from sa_isolated_tasks._factory import SessionFactory, check_limit, resolve_limit
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._leaving import raise_problems, shutdown_error
 from sa_isolated_tasks._logging import with_logging
 from sa_isolated_tasks._protect import settle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
-from sa_isolated_tasks._spawn import Options, Spawner, Spawning
+from sa_isolated_tasks._spawn import Options, Spawner, Spawning, check_seconds
 from sa_isolated_tasks._types import Context, Factory, Guard, Limit, OnFailure, ScopeSnapshot, TaskState, UnitSnapshot
 from sa_isolated_tasks._watch import watch_sessions
-from sa_isolated_tasks.exceptions import LimitError, ScopeClosedError, WrongLoopError
+from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError
 
 __all__ = ["TaskScope"]
 
@@ -96,11 +96,11 @@ class TaskScope(Spawner):
     ) -> None:
         # First: `__del__` looks at it.
         self._state = _State.NEW
-        _check_limit(limit)
+        check_limit(limit)
         if on_failure not in get_args(OnFailure):
             raise ValueError(f'on_failure is "log", "raise" or "cancel", not {on_failure!r}')
-        _check_seconds("drain_timeout", drain_timeout)
-        _check_seconds("cancel_timeout", cancel_timeout)
+        check_seconds("drain_timeout", drain_timeout)
+        check_seconds("cancel_timeout", cancel_timeout)
         self._factory = SessionFactory(factory)
         super().__init__(Spawning(self._factory, self._admit), Options())
         self.name = name
@@ -380,20 +380,6 @@ class TaskScope(Spawner):
                 stacklevel=2,
                 source=self,
             )
-
-
-def _check_limit(limit: Any) -> None:
-    if limit is None or limit == "pool" or (type(limit) is int and limit > 0):
-        return
-    raise LimitError(
-        f"limit is {limit!r}",
-        why='it is "pool", a number from 1, or None for no limit',
-    )
-
-
-def _check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not value >= 0:
-        raise ValueError(f"{name} is in seconds, from 0; it cannot be {value!r}")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from sa_isolated_tasks._after_commit import parent_transaction_of
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._function import IsolatedFunction, as_isolated, isolated_under, prepare
-from sa_isolated_tasks._guard import Passed, check_call
+from sa_isolated_tasks._guard import Passed, check, check_call
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._signature import (
@@ -34,7 +34,7 @@ from sa_isolated_tasks._types import Context, Guard, SessionT, Welcome
 from sa_isolated_tasks._unit import Unit
 from sa_isolated_tasks.exceptions import DeclarationError, NoTransactionError
 
-__all__ = ["Options", "Spawner", "Spawning"]
+__all__ = ["Options", "Spawner", "Spawning", "check_seconds"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,12 +50,16 @@ class Options:
     guard: Guard = "raise"
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout >= 0:
-            raise ValueError(f"timeout is in seconds of running, or None for no limit; it cannot be {self.timeout!r}")
+        check_seconds("timeout", self.timeout)
         if self.context not in {"copy", "fresh"}:
             raise ValueError(f'context is "copy" or "fresh", not {self.context!r}')
         if self.guard not in {"raise", "warn", "off"}:
             raise ValueError(f'guard is "raise", "warn" or "off", not {self.guard!r}')
+
+
+def check_seconds(name: str, value: float | None) -> None:
+    if value is not None and not value >= 0:
+        raise ValueError(f"{name} is in seconds, from 0, or None for no limit; it cannot be {value!r}")
 
 
 class _Call(NamedTuple):
@@ -130,11 +134,15 @@ class Spawning:
     def _plain_unit(
         self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], offset: int
     ) -> Unit[Any]:
-        shape = self._shape_of(fn)
         name = name_of(fn)
-        check_call(
-            Passed(name, args, kwargs, fn if carries(fn) else None, offset), shape, shape.signature, options.guard
-        )
+        passed = Passed(name, args, kwargs, fn if carries(fn) else None, offset)
+        try:
+            shape = self._shape_of(fn)
+        except DeclarationError:
+            # A method of a session has no session parameter; that is not what is wrong with it.
+            check(passed, options.guard)
+            raise
+        check_call(passed, shape, shape.signature, options.guard)
         refuse_taken(shape, name, kwargs)
         return Unit(self._factory, lambda session: fn(session, *args, **kwargs), fn, options.timeout)
 

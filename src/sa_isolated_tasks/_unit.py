@@ -304,7 +304,7 @@ def _instances_in(result: Any) -> list[tuple[object, InstanceState[Any]]]:
         candidates.extend(result.values())
     found: list[tuple[object, InstanceState[Any]]] = []
     for candidate in candidates:
-        state = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
+        state: Any = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
         if isinstance(state, _STATE):
             found.append((candidate, state))
     return found
