@@ -21,8 +21,8 @@ TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
 TYPES = nox.project.dependency_groups(PROJECT, "types")
 
-# SQLAlchemy below 2.0.31 does not import on Python 3.13, so the oldest two are paired with 3.11. The newest on the newest
-# Python is the session `coverage`.
+# SQLAlchemy below 2.0.31 does not import on Python 3.13, so the oldest two are paired with 3.11. The newest on the
+# newest Python is the session `coverage`.
 MATRIX = [
     nox.param("3.11", "1.4.54", id="py311-sqlalchemy14"),
     nox.param("3.11", "2.0.0", id="py311-sqlalchemy200"),
@@ -42,7 +42,7 @@ def tests(session: nox.Session) -> None:
     session.run(*STRICT, "-m", "pytest", *session.posargs)
 
 
-# Not on 3.11, which tells no tracer that a coroutine goes on with an exception: lines that have run look as if they had not.
+# Not on 3.11, which tells no tracer that a coroutine goes on with an exception: lines that have run look as if not.
 @nox.session(python="3.13")
 def coverage(session: nox.Session) -> None:
     """The same with branch coverage, which has to be complete."""
@@ -61,7 +61,9 @@ def matrix(session: nox.Session, sqlalchemy: str) -> None:
     test = [name for name in TEST if not (sqlalchemy.startswith("1.4") and name.startswith(NOT_WITH_14))]
     session.install(".", f"sqlalchemy=={sqlalchemy}", *test)
     meant = f"{session.python} {sqlalchemy.rstrip('*')}"
-    check = "import sys, sqlalchemy as s; v = '%d.%d ' % sys.version_info[:2] + s.__version__; assert v.startswith({!r}), v"
+    check = (
+        "import sys, sqlalchemy as s; v = '%d.%d ' % sys.version_info[:2] + s.__version__; assert v.startswith({!r}), v"
+    )
     session.run("python", "-c", check.format(meant))
     session.run(*STRICT, "-m", "pytest", *session.posargs)
 

@@ -143,7 +143,9 @@ def heading(text: str) -> None:
 
 
 def print_costs(handles: list[TaskHandle[str]]) -> None:
-    print(f"{'unit':<12}{'state':<12}{'outcome':<12}{'commits':>8}{'total':>10}{'queued':>10}{'body':>10}{'commit':>10}")
+    print(
+        f"{'unit':<12}{'state':<12}{'outcome':<12}{'commits':>8}{'total':>10}{'queued':>10}{'body':>10}{'commit':>10}"
+    )
     for handle in handles:
         timing = handle.timing
         seconds = (timing.total, timing.queued, timing.body, timing.commit)

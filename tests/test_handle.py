@@ -46,7 +46,7 @@ async def test_awaiting_gives_the_result_as_often_as_one_likes(scope):
 
 
 async def test_awaiting_raises_the_units_own_exception(scope):
-    """The same exception object for everyone who awaits, with the traceback of the body and no more frames each time."""
+    """The same exception object for everyone who awaits, and its traceback does not grow."""
     handle = scope.spawn(fail)
     caught = []
     for _ in range(3):

@@ -84,7 +84,7 @@ async def test_a_thousand_units_over_a_pool_of_five(database, make_engine):
 
 
 async def test_many_writers_on_sqlite_are_never_locked_out(sqlite, make_engine, names_in_table):
-    """One writer at a time: thirty units that read and then write get no "database is locked", with no patience at all."""
+    """One writer at a time: thirty units that read, then write, get no "database is locked", with no busy timeout."""
     engine = make_engine(sqlite, connect_args={"timeout": 0})
     await reset(engine)
 

@@ -82,7 +82,7 @@ async def test_units_commit_their_rows(engine, Session, names_in_table):
 
 
 async def test_no_step_runs_before_spawn_returns(scope_of, eager_or_not):
-    """The body starts in a later turn of the loop, eager task factories included, also from a unit and a done callback."""
+    """The body starts in a later turn of the loop, also with eager tasks, from a unit and from a callback."""
     steps = []
 
     async def body(_session, name):
@@ -188,7 +188,7 @@ async def test_an_ended_unit_is_kept_by_nobody(scope_of):
 
 
 async def test_context_variables_are_copied_at_the_spawn(scope_of):
-    """The unit sees the spawner's request id, even if the spawner changes it afterwards, and cannot change the spawner's."""
+    """The unit sees the spawner's request id as it was at the spawn, and cannot change it for the spawner."""
     request_id = contextvars.ContextVar("request_id", default="none")
 
     async def body(_session):
@@ -568,9 +568,11 @@ class Stubborn:
 
 
 async def test_survivors_are_reported(scope_of):
-    """A unit that swallows its cancellation is in the ShutdownError, with name, age and spawn line; its end is awaited."""
+    """A unit that swallows its cancellation is in the ShutdownError, with name, age and spawn line."""
     stubborn = Stubborn()
-    with pytest.raises(ShutdownError, match=r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+\)") as caught:
+    with pytest.raises(
+        ShutdownError, match=r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+\)"
+    ) as caught:
         async with scope_of(drain_timeout=0, cancel_timeout=0) as scope:
             handle = scope.spawn(stubborn.run)
             await stubborn.reached.wait()

@@ -271,7 +271,7 @@ async def test_two_branches_come_back_together(slots):
 
 
 async def test_a_branch_goes_on_without_a_slot_when_another_begins_to_wait(slots):
-    """On the way back, another branch starts to wait for a slotless unit: this one goes on rather than wait for that."""
+    """On the way back, another branch starts to wait for a slotless unit: this one goes on without a slot."""
     waiter, first, second = seated(slots), Seat(slots), Seat(slots)
     waiter.wait_for(first)
     seated(slots)

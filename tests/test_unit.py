@@ -18,7 +18,7 @@ from support import Item, session_maker
 
 from sa_isolated_tasks import IsolatedTasksWarning, Outcome
 from sa_isolated_tasks._factory import SessionFactory
-from sa_isolated_tasks._unit import Phase, Unit, finish
+from sa_isolated_tasks._unit import Phase, Unit
 from sa_isolated_tasks._watch import watch_sessions
 
 
@@ -230,7 +230,7 @@ async def test_a_swallowed_cancellation_rolls_back(engine, Session, names_in_tab
 
 
 async def test_a_cancellation_that_a_helper_of_a_task_group_has_taken_rolls_back(engine, Session, names_in_table):
-    """A CancelledError inside a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back all the same."""
+    """A CancelledError in a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back."""
     reached = asyncio.Event()
 
     async def body(session):
@@ -288,56 +288,6 @@ async def test_a_cancellation_during_the_rollback_does_not_hide_the_error(engine
         await task
 
     assert (Outcome.ROLLED_BACK, 0) == (unit.outcome, engine.pool.checkedout())
-
-
-async def test_anyio_does_not_spin_during_a_commit(LiteSession):
-    """An anyio cancel scope cancels again and again; the commit is waited for in peace."""
-    release, cancels = asyncio.Event(), []
-
-    class Counting(asyncio.Task):
-        def cancel(self, msg=None):
-            cancels.append(self)
-            return super().cancel(msg)
-
-    async def slow():
-        await release.wait()
-        return "done"
-
-    async def guarded():
-        with anyio.CancelScope() as scope:
-            scopes.append(scope)
-            results.append(await finish(slow()))
-
-    scopes, results = [], []
-    task = Counting(guarded(), loop=asyncio.get_running_loop())
-    await asyncio.sleep(0)
-    scopes[0].cancel()
-    for _ in range(100):
-        await asyncio.sleep(0)
-    release.set()
-    await task
-
-    assert [] == results
-    assert len(cancels) < 5
-
-
-async def test_the_error_of_protected_work_goes_before_the_cancellation():
-    """Work that fails after its waiter was cancelled raises its own error."""
-    reached, release = asyncio.Event(), asyncio.Event()
-
-    async def work():
-        reached.set()
-        await release.wait()
-        raise ValueError("work")
-
-    task = asyncio.create_task(finish(work()))
-    await reached.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    release.set()
-
-    with pytest.raises(ValueError, match="work"):
-        await task
 
 
 async def test_a_unit_past_its_timeout_fails_and_is_rolled_back(engine, Session, names_in_table):
@@ -584,7 +534,9 @@ async def test_a_context_manager_sees_the_error_of_the_body(engine, Session, nam
     assert Outcome.ROLLED_BACK is unit.outcome
 
 
-@pytest.mark.parametrize("wrap", [lambda item: item, lambda item: [item], lambda item: {"item": item}], ids=["itself", "list", "dict"])
+@pytest.mark.parametrize(
+    "wrap", [lambda item: item, lambda item: [item], lambda item: {"item": item}], ids=["itself", "list", "dict"]
+)
 async def test_an_expired_instance_as_the_result_is_warned_about(engine, Session, wrap):
     """The commit has expired it and the session is closed: the warning names function, class and cure."""
 
@@ -593,7 +545,9 @@ async def test_an_expired_instance_as_the_result_is_warned_about(engine, Session
         session.add(item)
         return wrap(item)
 
-    with pytest.warns(IsolatedTasksWarning, match="returned an instance of Item that is expired.*expire_on_commit") as seen:
+    with pytest.warns(
+        IsolatedTasksWarning, match="returned an instance of Item that is expired.*expire_on_commit"
+    ) as seen:
         await unit_of(Session, make).run()
 
     assert __file__ == seen[0].filename
@@ -629,24 +583,55 @@ async def test_a_loaded_instance_as_the_result_is_fine(engine):
     assert "a" == item.name
 
 
-async def test_protected_work_without_anyio_needs_none(monkeypatch):
-    """Where nobody has imported anyio there is no cancel scope to be shielded from."""
-    monkeypatch.delitem(__import__("sys").modules, "anyio")
-    reached, release = asyncio.Event(), asyncio.Event()
+class Hanging(AsyncSession):
+    """A session whose commit, rollback or close hangs."""
 
-    async def work():
-        reached.set()
-        await release.wait()
-        done.append("work")
+    hangs = ""
 
-    done = []
-    task = asyncio.create_task(finish(work()))
-    await reached.wait()
+    async def commit(self):
+        await self.hang("commit")
+        await super().commit()
+
+    async def rollback(self):
+        await self.hang("rollback")
+        await super().rollback()
+
+    async def close(self):
+        await self.hang("close")
+        await super().close()
+
+    async def hang(self, where):
+        if where == self.hangs:
+            reached.set()
+            await asyncio.Event().wait()
+
+
+reached = asyncio.Event()
+
+
+@pytest.mark.parametrize("hangs", ["commit", "rollback", "close"])
+async def test_past_its_patience_a_unit_ends_with_an_unknown_outcome(engine, monkeypatch, hangs):
+    """
+    A commit, rollback or close that hangs after a cancellation: the connection is cut, the unit ends, nothing is left.
+    """
+    monkeypatch.setitem(globals(), "reached", asyncio.Event())
+    monkeypatch.setattr(Hanging, "hangs", hangs)
+    started = asyncio.Event()
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        started.set()
+        if hangs != "commit":
+            await asyncio.Event().wait()
+
+    unit = unit_of(sessionmaker(engine, class_=Hanging), body)
+    unit.patience = 0.2  # enough for a rollback that does not hang
+    task = asyncio.create_task(unit.run())
+    await (reached if hangs == "commit" else started).wait()
     task.cancel()
-    await asyncio.sleep(0)
-    release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert ["work"] == done
-
+    expected = Outcome.ROLLED_BACK if hangs == "close" else Outcome.UNKNOWN
+    assert (expected, 0) == (unit.outcome, engine.pool.checkedout())

@@ -13,21 +13,25 @@ from sa_isolated_tasks._spawn import Spawner
 from sa_isolated_tasks._types import Factory, Outcome, ScopeSnapshot, TaskState, Timing, UnitSnapshot
 from sa_isolated_tasks.exceptions import (
     ClosedSessionError,
+    CommitDeadlockError,
     DeclarationError,
     FakeIsolationError,
     InstancePassedError,
     IsolatedTasksError,
     IsolatedTasksWarning,
     LimitError,
+    NoTransactionError,
     ScopeClosedError,
     SessionPassedError,
     ShutdownError,
+    TaskDroppedError,
     UnitCancelledError,
     WrongLoopError,
 )
 
 __all__ = [
     "ClosedSessionError",
+    "CommitDeadlockError",
     "DeclarationError",
     "Factory",
     "FakeIsolationError",
@@ -40,6 +44,7 @@ __all__ = [
     "LimitError",
     "Listener",
     "LoggingListener",
+    "NoTransactionError",
     "Outcome",
     "ScopeClosedError",
     "ScopeSnapshot",
@@ -47,6 +52,7 @@ __all__ = [
     "SessionPassedError",
     "ShutdownError",
     "Spawner",
+    "TaskDroppedError",
     "TaskHandle",
     "TaskScope",
     "TaskState",

@@ -46,5 +46,3 @@ async def run_call(name: str, unit: Unit[R]) -> R:
 def _times_cancelled() -> int:
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
-
-

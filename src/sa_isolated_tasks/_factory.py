@@ -20,7 +20,7 @@ from sa_isolated_tasks._types import Limit
 from sa_isolated_tasks._watch import Phase, Record, phase_of, record_of
 from sa_isolated_tasks.exceptions import DeclarationError, FakeIsolationError, LimitError
 
-__all__ = ["SessionFactory", "adopt", "resolve_limit"]
+__all__ = ["SessionFactory", "adopt", "check_limit", "resolve_limit"]
 
 # SQLAlchemy 1.4 has only the one.
 _MAKERS: tuple[type, ...] = (sessionmaker, getattr(sa_asyncio, "async_sessionmaker", sessionmaker))
@@ -247,6 +247,12 @@ def adopt(made: Any, *, in_use: bool) -> Record:
     _check_binds(_binds_of_session(made))
     record.isolated = True
     return record
+
+
+def check_limit(limit: Any) -> None:
+    if limit is None or limit == "pool" or (type(limit) is int and limit > 0):
+        return
+    raise LimitError(f"limit is {limit!r}", why='it is "pool", a number from 1, or None for no limit')
 
 
 def resolve_limit(limit: Limit, factory: SessionFactory) -> int | None:

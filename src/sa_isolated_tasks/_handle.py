@@ -9,11 +9,12 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
+from sa_isolated_tasks._after_commit import ParentTransaction
 from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._types import Outcome, TaskState, Timing, UnitSnapshot, Welcome
 from sa_isolated_tasks._unit import Unit
-from sa_isolated_tasks.exceptions import UnitCancelledError, WrongLoopError
+from sa_isolated_tasks.exceptions import CommitDeadlockError, TaskDroppedError, UnitCancelledError, WrongLoopError
 
 if TYPE_CHECKING:
     from sa_isolated_tasks._runner import Runner
@@ -36,13 +37,16 @@ class Entry:
         "_callbacks",
         "_ended_at",
         "_name",
+        "_released_at",
         "_started_at",
         "_traceback",
         "_waiters",
         "cancel_reason",
         "context",
+        "drop_reason",
         "exception",
         "number",
+        "parent",
         "result",
         "retrieved",
         "runner",
@@ -70,6 +74,7 @@ class Entry:
         self.context: contextvars.Context | None = context
         self.spawned_line = spawned_line
         self.spawned_at = perf_counter()
+        self._released_at = self.spawned_at
         self._started_at = 0.0
         self._ended_at = 0.0
         self.seat = Seat(runner.slots, current_seat.get())
@@ -79,6 +84,8 @@ class Entry:
         self.exception: BaseException | None = None
         self.retrieved = False
         self.cancel_reason: str | None = None
+        self.drop_reason: str | None = None
+        self.parent: ParentTransaction | None = None
         self._traceback: TracebackType | None = None
         # Most units are awaited by nobody: the lists are made when they are needed.
         self._waiters: list[asyncio.Future[None]] | None = None
@@ -94,15 +101,39 @@ class Entry:
         return f"{filename}:{line}"
 
     @property
+    def waiting_seconds(self) -> float:
+        released = (self._ended_at or perf_counter()) if self.parent is not None else self._released_at
+        return released - self.spawned_at
+
+    @property
     def queued_seconds(self) -> float:
-        return (self._started_at or self._ended_at or perf_counter()) - self.spawned_at
+        left = self._started_at or self._ended_at or perf_counter()
+        return left - self.spawned_at - self.waiting_seconds
 
     @property
     def timing(self) -> Timing:
-        return self.unit.timing((self._ended_at or perf_counter()) - self.spawned_at, self.queued_seconds)
+        total = (self._ended_at or perf_counter()) - self.spawned_at
+        return self.unit.timing(total, self.queued_seconds, self.waiting_seconds)
 
     def snapshot(self) -> UnitSnapshot:
         return UnitSnapshot(self.name, self.state, self.unit.outcome, perf_counter() - self.spawned_at, self.where)
+
+    def wait_for_commit(self, parent: ParentTransaction) -> None:
+        self.parent = parent
+        self.state = TaskState.WAITING
+
+    def enter_queue(self) -> None:
+        self.parent = None
+        self._released_at = perf_counter()
+        self.state = TaskState.QUEUED
+
+    def release(self) -> None:
+        """The parent has committed; in any thread."""
+        self.runner.release(self)
+
+    def drop(self, reason: str, /, *, later: bool = False) -> None:
+        """The parent will not commit; in any thread."""
+        self.runner.drop(self, reason, later=later)
 
     def start(self, task: asyncio.Task[None]) -> None:
         self.task = task
@@ -146,6 +177,9 @@ class Entry:
         error.reason = reason
         return error
 
+    def dropped_error(self) -> TaskDroppedError:
+        return TaskDroppedError(f"{self.name} was dropped: {self.drop_reason}", where=self.where)
+
     def outcome_or_raise(self) -> Any:
         self.retrieved = True
         if self.exception is None:
@@ -166,6 +200,10 @@ class Entry:
             )
         if asyncio.current_task() is self.task:
             raise RuntimeError(f"{self.name} awaits its own handle, and would wait for ever")
+        if self.parent is not None and self.parent.would_wait_for_itself():
+            raise CommitDeadlockError(
+                f"{self.name} waits for the commit of a transaction, and was awaited inside it", where=self.where
+            )
         waiter = loop.create_future()
         if self._waiters is None:
             self._waiters = []

@@ -60,6 +60,15 @@ class LoggingListener:
                 *_figures(event),
                 extra=_extra_of_end(event),
             )
+        elif event.state is TaskState.DROPPED:
+            LOGGER.log(
+                level,
+                "%s dropped after %.2fs: %s",
+                event.unit,
+                timing.total,
+                event.reason,
+                extra=_extra_of_end(event),
+            )
         else:
             LOGGER.log(
                 level,
@@ -104,6 +113,7 @@ def _extra_of_end(event: UnitEnded) -> dict[str, object]:
         "sit_outcome": event.outcome.value,
         "sit_commits": event.commits,
         "sit_total": timing.total,
+        "sit_waiting": timing.waiting,
         "sit_queued": timing.queued,
         "sit_body": timing.body,
         "sit_commit": timing.commit,

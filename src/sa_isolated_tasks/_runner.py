@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import final
 
+from sa_isolated_tasks._after_commit import ParentTransaction
 from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
 from sa_isolated_tasks._handle import Entry
-from sa_isolated_tasks._logging import notify
+from sa_isolated_tasks._logging import LOGGER, notify
 from sa_isolated_tasks._slots import Seat, Slots
 from sa_isolated_tasks._types import TaskState, UnitSnapshot
 from sa_isolated_tasks.exceptions import UnitCancelledError
@@ -24,6 +25,7 @@ __all__ = ["REPORT_INTERVAL", "Runner"]
 
 REPORT_INTERVAL = 30.0
 """Seconds between two reports of a scope that waits to be quiet."""
+_A_LONG_TIME = 365 * 24 * 3600.0
 
 
 @final
@@ -31,21 +33,27 @@ class Runner:
     """
     Runs the units of one scope in one event loop.
 
-    *on_failure* is told of every unit that fails, in the done callback.
+    *on_failure* is told of every unit that fails, in the done callback; *patience* is what each unit has after a
+    cancellation.
     """
 
     __slots__ = (
+        "_anchor",
+        "_arriving",
         "_pumping",
         "_queue",
         "_quiet_waiters",
+        "closed",
         "counts",
         "listeners",
         "loop",
         "name",
         "on_failure",
+        "patience",
         "queued",
         "running",
         "slots",
+        "waiting",
     )
 
     def __init__(
@@ -54,39 +62,111 @@ class Runner:
         limit: int | None,
         listeners: Sequence[Listener],
         on_failure: Callable[[Entry], None],
+        patience: float,
     ) -> None:
         self.name = name
         self.loop = asyncio.get_running_loop()
         self.slots = Slots(limit, self._schedule)
         self.listeners = tuple(listeners)
         self.on_failure = on_failure
-        self.counts = dict.fromkeys((TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED), 0)
+        self.patience = patience
+        self.counts = dict.fromkeys((state for state in TaskState if state.ended), 0)
+        # Set when no unit may start any more.
+        self.closed = False
+        # Units that wait for a commit, and those of them whose commit came in another thread and is on its way here.
+        self.waiting: dict[Entry, None] = {}
+        self._arriving: dict[Entry, None] = {}
         # A cancelled unit stays in the queue until its turn, so `queued` counts those that are left.
         self.queued = 0
         self.running: dict[Entry, None] = {}
         self._queue: deque[Entry] = deque()
         self._pumping = False
+        # The loop keeps tasks by weak references. It keeps this timer, which never fires, and so all that lives here,
+        # though the scope be dropped: test_c31_the_loop_keeps_weak_references.py.
+        self._anchor: asyncio.TimerHandle | None = None
         self._quiet_waiters: list[tuple[asyncio.Future[None], Sequence[Seat]]] = []
 
     @property
     def live(self) -> int:
-        return self.queued + len(self.running)
+        """Units that have to end before it is quiet: a unit that waits for a commit is not among them."""
+        return self.queued + len(self.running) + len(self._arriving)
+
+    @property
+    def count(self) -> int:
+        return self.queued + len(self.running) + len(self.waiting)
 
     def entries(self) -> list[Entry]:
         return [*self.running, *(entry for entry in self._queue if entry.state is TaskState.QUEUED)]
 
+    def all_entries(self) -> list[Entry]:
+        return [*self.entries(), *self.waiting]
+
     def snapshots(self, *, but: Seat | None = None) -> tuple[UnitSnapshot, ...]:
-        return tuple(entry.snapshot() for entry in self.entries() if entry.seat is not but)
+        return tuple(entry.snapshot() for entry in self.all_entries() if entry.seat is not but)
 
     def is_quiet(self, waiter: Seat | None) -> bool:
         return self._is_quiet(_chain_of(waiter))
 
     def submit(self, entry: Entry) -> None:
         """Puts a unit into the queue. It starts in a later turn of the loop, never in the spawner's frame."""
+        if self._anchor is None:
+            self._anchor = self.loop.call_later(_A_LONG_TIME, _nobody_waits, self)
         self._queue.append(entry)
         self.queued += 1
         if self.slots.free > 0:
             self._schedule()
+
+    def wait_for_commit(self, entry: Entry, parent: ParentTransaction) -> None:
+        entry.wait_for_commit(parent)
+        self.waiting[entry] = None
+
+    def release(self, entry: Entry) -> None:
+        """The parent has committed. In another thread the loop is told, and leaving the scope waits for the news."""
+        if self._is_here():
+            self._arrive(entry)
+        else:
+            self._arriving[entry] = None
+            self._tell_loop(functools.partial(self._arrive, entry))
+
+    def drop(self, entry: Entry, reason: str, *, later: bool = False) -> None:
+        """The parent will not commit. *later*: not in this frame, which may be the garbage collector's."""
+        if self._is_here() and not later:
+            self._drop(entry, reason)
+        else:
+            self._tell_loop(functools.partial(self._drop, entry, reason))
+
+    def drop_waiting(self, reason: str) -> None:
+        for entry in list(self.waiting):
+            self._drop(entry, reason)
+
+    def _arrive(self, entry: Entry) -> None:
+        self._arriving.pop(entry, None)
+        if entry.state is not TaskState.WAITING:
+            self._tell_if_quiet()
+        elif self.closed:
+            self._drop(entry, f"scope {self.name} was left before it could start")
+        else:
+            del self.waiting[entry]
+            entry.enter_queue()
+            self.submit(entry)
+
+    def _drop(self, entry: Entry, reason: str) -> None:
+        if entry.state is TaskState.WAITING:
+            del self.waiting[entry]
+            entry.drop_reason = reason
+            self._end(entry)
+
+    def _is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
+
+    def _tell_loop(self, news: Callable[[], None]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(news)
+        except RuntimeError:
+            LOGGER.warning("scope %s: its event loop is closed, so a unit that waited for a commit is lost", self.name)
 
     def _schedule(self) -> None:
         # Q: Why not start it right here? A: An eager task factory would run the body inside `spawn`, and inside the
@@ -109,6 +189,7 @@ class Runner:
         self.queued -= 1
         self.running[entry] = None
         entry.seat.holds = True
+        entry.unit.patience = self.patience
         context = entry.context
         assert context is not None  # noqa: S101 -- only the end of a unit drops it
         task = context.run(self.loop.create_task, self._main(entry))
@@ -165,9 +246,15 @@ class Runner:
             # A dict keeps the table of its largest size, and the queue the units that were cancelled in it.
             self.running = {}
             self._queue.clear()
+            if self._anchor is not None:
+                self._anchor.cancel()
+                self._anchor = None
         state = TaskState.SUCCEEDED
         if entry.exception is not None:
             state = TaskState.FAILED
+        elif entry.drop_reason is not None:
+            state = TaskState.DROPPED
+            entry.exception = entry.dropped_error()
         elif entry.cancel_reason is not None or entry.state is TaskState.QUEUED:
             state = TaskState.CANCELLED
             entry.cancel_reason = entry.cancel_reason or "its task was cancelled"
@@ -178,6 +265,9 @@ class Runner:
         notify(self.listeners, lambda listener: listener.unit_ended(ended))
         if state is TaskState.FAILED:
             self.on_failure(entry)
+        self._tell_if_quiet()
+
+    def _tell_if_quiet(self) -> None:
         for quiet, exempt in self._quiet_waiters:
             if not quiet.done() and self._is_quiet(exempt):
                 quiet.set_result(None)
@@ -191,7 +281,7 @@ class Runner:
             commits=entry.unit.commits,
             timing=entry.timing,
             exception=entry.exception,
-            reason=entry.cancel_reason or "",
+            reason=entry.cancel_reason or entry.drop_reason or "",
             spawned_at=entry.where,
         )
 
@@ -205,15 +295,26 @@ class Runner:
             return False  # its task is done, and its end will be accounted for in the next turn of the loop
         entry.cancel_reason = reason
         entry.unit.cancel_requested = True
-        if entry not in self.running:
+        if entry in self.waiting:
+            del self.waiting[entry]
+            self._end(entry)
+        elif entry not in self.running:
             self.queued -= 1
             self._end(entry)
         return True
 
     def cancel_all(self, reason: str, *, but: Seat | None = None) -> None:
+        """Cancels every unit, apart from those that wait for a commit, and the one that has that seat."""
         for entry in self.entries():
             if entry.seat is not but:
                 self.cancel(entry, reason)
+
+    def holds_connections(self) -> bool:
+        return any(entry.unit.holds_connection for entry in self.running)
+
+    async def abandon_all(self) -> None:
+        """Cuts the connections of what still runs: a statement that hangs ends with its connection."""
+        await asyncio.gather(*[entry.unit.abandon() for entry in self.running])
 
     async def quiet(self, waiter: Seat | None) -> None:
         """
@@ -257,8 +358,8 @@ class Runner:
         notify(self.listeners, lambda listener: listener.scope_waiting(event))
 
 
-def _nobody_waits() -> None:
-    """A slot is free that no unit can take."""
+def _nobody_waits(*_: object) -> None:
+    """A slot is free that no unit can take; or a scope has been busy for a year."""
 
 
 def _chain_of(seat: Seat | None) -> list[Seat]:

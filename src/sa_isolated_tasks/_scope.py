@@ -11,19 +11,23 @@ from typing import Any, Self, final, get_args
 
 from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import Listener
-from sa_isolated_tasks._factory import SessionFactory, resolve_limit
+from sa_isolated_tasks._factory import SessionFactory, check_limit, resolve_limit
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._leaving import raise_problems, shutdown_error
 from sa_isolated_tasks._logging import with_logging
+from sa_isolated_tasks._protect import settle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
-from sa_isolated_tasks._spawn import Options, Spawner, Spawning
+from sa_isolated_tasks._spawn import Options, Spawner, Spawning, check_seconds
 from sa_isolated_tasks._types import Context, Factory, Guard, Limit, OnFailure, ScopeSnapshot, TaskState, UnitSnapshot
-from sa_isolated_tasks._unit import settle
 from sa_isolated_tasks._watch import watch_sessions
-from sa_isolated_tasks.exceptions import LimitError, ScopeClosedError, WrongLoopError
+from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError
 
 __all__ = ["TaskScope"]
+
+
+_LAST_WORDS = 2.0
+"""Seconds that units have to end in after their connections were cut."""
 
 
 class _State(enum.Enum):
@@ -92,11 +96,11 @@ class TaskScope(Spawner):
     ) -> None:
         # First: `__del__` looks at it.
         self._state = _State.NEW
-        _check_limit(limit)
+        check_limit(limit)
         if on_failure not in get_args(OnFailure):
             raise ValueError(f'on_failure is "log", "raise" or "cancel", not {on_failure!r}')
-        _check_seconds("drain_timeout", drain_timeout)
-        _check_seconds("cancel_timeout", cancel_timeout)
+        check_seconds("drain_timeout", drain_timeout)
+        check_seconds("cancel_timeout", cancel_timeout)
         self._factory = SessionFactory(factory)
         super().__init__(Spawning(self._factory, self._admit), Options())
         self.name = name
@@ -162,7 +166,7 @@ class TaskScope(Spawner):
                 cure="async def main(): scope.start()",
             )
         limit = resolve_limit(self._limit, self._factory)
-        self._runner = Runner(self.name, limit, self._listeners, self._unit_failed)
+        self._runner = Runner(self.name, limit, self._listeners, self._unit_failed, self._cancel_timeout)
         self._state = _State.OPEN
         started: asyncio.Future[Self] = loop.create_future()
         started.set_result(self)
@@ -195,7 +199,9 @@ class TaskScope(Spawner):
 
         .. versionadded:: 0.1.0
         """
-        self._require_runner("cancelled").cancel_all(reason or f"scope {self.name} was cancelled")
+        runner = self._require_runner("cancelled")
+        for entry in runner.all_entries():
+            runner.cancel(entry, reason or f"scope {self.name} was cancelled")
 
     async def aclose(self) -> None:
         """
@@ -245,13 +251,25 @@ class TaskScope(Spawner):
         survivors: tuple[UnitSnapshot, ...] = ()
         if not runner.is_quiet(seat):
             self._state = _State.CANCELLING
+            runner.closed = True
             runner.cancel_all(self._reason_for_cancelling(cause), but=seat)
             quiet, late = await settle(self._quiet_within(runner, self._cancel_timeout, seat))
             cause = cause or late
+            if not quiet:
+                quiet = await self._last_words(runner, seat)
             survivors = () if quiet else runner.snapshots(but=seat)
         if seat is None or not seat.belongs_to(runner.slots):
             self._state = _State.CLOSED
+            runner.closed = True
+            runner.drop_waiting(f"scope {self.name} was left before its parent committed")
         raise_problems(self.name, self._problems(survivors, error), error, cause, strict=self._on_failure == "cancel")
+
+    async def _last_words(self, runner: Runner, seat: Seat | None) -> bool:
+        """Cuts the connections of the survivors; those that hung in a statement will end in a moment."""
+        hanging = runner.holds_connections()
+        await settle(runner.abandon_all(), patience=_LAST_WORDS, since=runner.loop.time())
+        quiet, _ = await settle(self._quiet_within(runner, _LAST_WORDS if hanging else 0, seat))
+        return quiet
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
         if cause is None:
@@ -283,12 +301,13 @@ class TaskScope(Spawner):
             return
         block_is_running = self._state is _State.OPEN
         self._state = _State.CANCELLING
+        self._runner.closed = True
         self._runner.cancel_all(f"unit {entry.name} of the same scope failed")
         if self._host is not None and block_is_running:
             self._host_was_cancelled = True
             self._host.cancel(f"unit {entry.name} failed")
 
-    def _admit(self, name: str) -> Runner:
+    def _admit(self, name: str, anywhere: bool) -> Runner:  # noqa: FBT001 -- not public
         """
         The runner, if a unit may be spawned here and now.
 
@@ -298,7 +317,7 @@ class TaskScope(Spawner):
         """
         runner = self._runner
         if runner is not None and self._state in {_State.OPEN, _State.DRAINING}:
-            if _running_loop() is not runner.loop:
+            if not anywhere and _running_loop() is not runner.loop:
                 raise WrongLoopError(f"{name} was spawned in scope {self.name} from another event loop or thread")
             if self._state is _State.OPEN:
                 return runner
@@ -323,28 +342,30 @@ class TaskScope(Spawner):
         """The state of the scope and of its living units, frozen: for a person or a metric."""
         runner = self._runner
         if runner is None:
-            return ScopeSnapshot(self.name, self._state.value, None, 0, 0, 0, 0, 0, ())
+            return ScopeSnapshot(self.name, self._state.value, None, 0, 0, 0, 0, 0, 0, 0, ())
         return ScopeSnapshot(
             name=self.name,
             state=self._state.value,
             limit=runner.slots.limit,
+            waiting=len(runner.waiting),
             queued=runner.queued,
             running=len(runner.running),
             succeeded=runner.counts[TaskState.SUCCEEDED],
             failed=runner.counts[TaskState.FAILED],
             cancelled=runner.counts[TaskState.CANCELLED],
+            dropped=runner.counts[TaskState.DROPPED],
             units=runner.snapshots(),
         )
 
     def __len__(self) -> int:
-        return 0 if self._runner is None else self._runner.live
+        return 0 if self._runner is None else self._runner.count
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator[TaskHandle[Any]]:
         """The handles of the units that live now; spawning meanwhile does no harm."""
-        entries = [] if self._runner is None else self._runner.entries()
+        entries = [] if self._runner is None else self._runner.all_entries()
         handles: list[TaskHandle[Any]] = [TaskHandle(entry) for entry in entries]
         return iter(handles)
 
@@ -359,20 +380,6 @@ class TaskScope(Spawner):
                 stacklevel=2,
                 source=self,
             )
-
-
-def _check_limit(limit: Any) -> None:
-    if limit is None or limit == "pool" or (type(limit) is int and limit > 0):
-        return
-    raise LimitError(
-        f"limit is {limit!r}",
-        why='it is "pool", a number from 1, or None for no limit',
-    )
-
-
-def _check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not value >= 0:
-        raise ValueError(f"{name} is in seconds, from 0; it cannot be {value!r}")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -53,9 +53,7 @@ class Slots:
 
 @final
 class Seat:
-    """
-    The place of one unit: whether it holds a slot, which units it waits for, and which wait for it.
-    """
+    """The place of one unit: whether it holds a slot, which units it waits for, and which wait for it."""
 
     __slots__ = ("ended", "holds", "parent", "slots", "targets", "turn", "watchers")
 

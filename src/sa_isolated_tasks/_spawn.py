@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import CodeType, FrameType, FunctionType
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, overload
 
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from sa_isolated_tasks._after_commit import parent_transaction_of
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._function import IsolatedFunction, as_isolated, isolated_under, prepare
-from sa_isolated_tasks._guard import Passed, check_call
+from sa_isolated_tasks._guard import Passed, check, check_call
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._signature import (
@@ -28,9 +32,9 @@ from sa_isolated_tasks._signature import (
 )
 from sa_isolated_tasks._types import Context, Guard, SessionT, Welcome
 from sa_isolated_tasks._unit import Unit
-from sa_isolated_tasks.exceptions import DeclarationError
+from sa_isolated_tasks.exceptions import DeclarationError, NoTransactionError
 
-__all__ = ["Options", "Spawner", "Spawning"]
+__all__ = ["Options", "Spawner", "Spawning", "check_seconds"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,12 +50,25 @@ class Options:
     guard: Guard = "raise"
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout >= 0:
-            raise ValueError(f"timeout is in seconds of running, or None for no limit; it cannot be {self.timeout!r}")
+        check_seconds("timeout", self.timeout)
         if self.context not in {"copy", "fresh"}:
             raise ValueError(f'context is "copy" or "fresh", not {self.context!r}')
         if self.guard not in {"raise", "warn", "off"}:
             raise ValueError(f'guard is "raise", "warn" or "off", not {self.guard!r}')
+
+
+def check_seconds(name: str, value: float | None) -> None:
+    if value is not None and not value >= 0:
+        raise ValueError(f"{name} is in seconds, from 0, or None for no limit; it cannot be {value!r}")
+
+
+class _Call(NamedTuple):
+    """A function and its arguments; *offset* arguments stand before them in the source of the call."""
+
+    fn: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    offset: int
 
 
 class Spawning:
@@ -60,12 +77,13 @@ class Spawning:
 
     Args:
         factory: for plain functions; an isolated one has its own.
-        admit: gives the runner, or raises if the scope takes no unit of that name now.
+        admit: gives the runner, or raises if the scope takes no unit of that name now, or not from this thread, unless
+            the second argument says that any thread will do.
     """
 
     __slots__ = ("_admit", "_factory", "_numbers", "_shapes")
 
-    def __init__(self, factory: SessionFactory, admit: Callable[[str], Runner]) -> None:
+    def __init__(self, factory: SessionFactory, admit: Callable[[str, bool], Runner]) -> None:
         self._factory = factory
         self._admit = admit
         self._numbers = itertools.count(1)
@@ -75,27 +93,56 @@ class Spawning:
     def spawn(
         self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
     ) -> TaskHandle[Any]:
-        fn, args, kwargs = _unwrapped(fn, args, kwargs)
-        isolated = as_isolated(fn)
-        if isolated is None:
-            check_body(fn)
-            runner = self._admit(name_of(fn))
-            unit = self._plain_unit(options, fn, args, kwargs)
-            name = name_of(fn)
-        else:
-            name = isolated.__qualname__
-            runner = self._admit(name)
-            unit = prepare(isolated, args, kwargs, offset=1, guard=options.guard, timeout=options.timeout)
-        context = contextvars.copy_context() if options.context == "copy" else contextvars.Context()
-        line = (frame.f_code.co_filename, frame.f_lineno)
-        entry = Entry(runner, options.name or name, next(self._numbers), unit, context, line)
-        runner.submit(entry)
+        entry = self._entry(options, _Call(fn, args, kwargs, offset=1), frame)
+        entry.runner.submit(entry)
         return TaskHandle(entry)
 
-    def _plain_unit(self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Unit[Any]:
-        shape = self._shape_of(fn)
+    def spawn_after_commit(
+        self,
+        options: Options,
+        session: Any,
+        fn: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        frame: FrameType,
+    ) -> TaskHandle[Any]:
+        parent_session = _session_in_transaction(session, fn)
+        entry = self._entry(options, _Call(fn, args, kwargs, offset=2), frame)
+        parent = parent_transaction_of(parent_session)
+        entry.runner.wait_for_commit(entry, parent)
+        parent.add(entry, parent_session.get_nested_transaction())
+        return TaskHandle(entry)
+
+    def _entry(self, options: Options, call: _Call, frame: FrameType) -> Entry:
+        fn, args, kwargs = _unwrapped(call.fn, call.args, call.kwargs)
+        isolated = as_isolated(fn)
+        # The hook of a commit may run in a worker thread, and so may what is registered for it.
+        anywhere = call.offset > 1
+        if isolated is None:
+            check_body(fn)
+            name = name_of(fn)
+            runner = self._admit(name, anywhere)
+            unit = self._plain_unit(options, fn, args, kwargs, call.offset)
+        else:
+            name = isolated.__qualname__
+            runner = self._admit(name, anywhere)
+            unit = prepare(isolated, args, kwargs, offset=call.offset, guard=options.guard, timeout=options.timeout)
+        context = contextvars.copy_context() if options.context == "copy" else contextvars.Context()
+        line = (frame.f_code.co_filename, frame.f_lineno)
+        return Entry(runner, options.name or name, next(self._numbers), unit, context, line)
+
+    def _plain_unit(
+        self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], offset: int
+    ) -> Unit[Any]:
         name = name_of(fn)
-        check_call(Passed(name, args, kwargs, fn if carries(fn) else None, 1), shape, shape.signature, options.guard)
+        passed = Passed(name, args, kwargs, fn if carries(fn) else None, offset)
+        try:
+            shape = self._shape_of(fn)
+        except DeclarationError:
+            # A method of a session has no session parameter; that is not what is wrong with it.
+            check(passed, options.guard)
+            raise
+        check_call(passed, shape, shape.signature, options.guard)
         refuse_taken(shape, name, kwargs)
         return Unit(self._factory, lambda session: fn(session, *args, **kwargs), fn, options.timeout)
 
@@ -107,6 +154,30 @@ class Spawning:
         if shape is None:
             shape = self._shapes[fn.__code__] = _function_shape(fn)
         return shape
+
+
+def _session_in_transaction(session: Any, fn: Any) -> Session:
+    """
+    The synchronous session of *session*.
+
+    Raises:
+        DeclarationError: it is none.
+        NoTransactionError: it has no transaction in progress.
+    """
+    sync = session.sync_session if isinstance(session, AsyncSession) else session
+    name = identifier_of(fn)
+    if not isinstance(sync, Session):
+        raise DeclarationError(
+            f"spawn_after_commit was given a {type(session).__name__} in place of a session",
+            why="its first argument is the session whose commit the unit waits for",
+            cure=f"scope.spawn_after_commit(session, {name}, ...)",
+        )
+    if not sync.in_transaction():
+        raise NoTransactionError(
+            f"{name} was to be spawned after the commit of a session that has no transaction in progress",
+            cure=f"scope.spawn({name}, ...)",
+        )
+    return sync
 
 
 def _unwrapped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -182,3 +253,43 @@ class Spawner(Welcome):
         # One frame, cheaply.
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         return self._spawning.spawn(self._options, fn, args, kwargs, frame)
+
+    @overload
+    def spawn_after_commit(
+        self, session: AsyncSession | Session, fn: IsolatedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[R]: ...
+    @overload
+    def spawn_after_commit(
+        self,
+        session: AsyncSession | Session,
+        fn: Callable[Concatenate[SessionT, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> TaskHandle[R]: ...
+    def spawn_after_commit(
+        self, session: AsyncSession | Session, fn: Any, /, *args: Any, **kwargs: Any
+    ) -> TaskHandle[Any]:
+        """
+        As `spawn`, but the unit enters the queue when the transaction that *session* is in has committed.
+
+        It is the session's own root transaction that counts, never a savepoint. Units enter in the order of their
+        registration. If it ends in any other way, or a savepoint in which this was called is rolled back, the unit is
+        dropped: it never runs, and awaiting its handle raises `TaskDroppedError`. So it is if the scope is left before.
+
+        The commit may happen in another thread, and so may this call. Nothing of *session* is handed to the unit.
+
+        Args:
+            session: the parent's, asynchronous or synchronous, with a transaction in progress.
+            fn: as for `spawn`.
+            args: the same.
+            kwargs: the same.
+
+        Raises:
+            NoTransactionError: *session* has no transaction in progress; use `spawn`.
+            IsolatedTasksError: the other errors of `spawn`.
+
+        .. versionadded:: 0.1.0
+        """
+        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        return self._spawning.spawn_after_commit(self._options, session, fn, args, kwargs, frame)

@@ -80,7 +80,8 @@ class Timing:
     """
     Where the time of a unit went, in seconds of a monotonic clock.
 
-    *total* runs from the spawn (or the call) to the end; *queued* is the part of it that was spent waiting for a slot;
+    *total* runs from the spawn (or the call) to the end; *waiting* is the part of it before the parent's commit,
+    *queued* the part that was spent waiting for a slot;
     *body* the function's own run; *commit* the final commit or rollback; *connection* the time in which a transaction
     held a connection, which overlaps with *body* and *commit*.
 
@@ -92,6 +93,7 @@ class Timing:
     body: float = 0.0
     commit: float = 0.0
     connection: float = 0.0
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,13 @@ class ScopeSnapshot:
     name: str
     state: str
     limit: int | None
+    waiting: int
     queued: int
     running: int
     succeeded: int
     failed: int
     cancelled: int
+    dropped: int
     units: tuple[UnitSnapshot, ...]
 
 

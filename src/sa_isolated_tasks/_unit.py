@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import sys
+import math
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Iterable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
 from time import perf_counter
-from typing import Any, Generic, TypeVar, cast, final
+from typing import Any, Generic, TypeVar, final
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,15 +28,22 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.state import InstanceState
 
 from sa_isolated_tasks._factory import SessionFactory, adopt
+from sa_isolated_tasks._protect import finish
 from sa_isolated_tasks._signature import code_of
 from sa_isolated_tasks._types import Outcome, Timing
 from sa_isolated_tasks._watch import Record
 from sa_isolated_tasks.exceptions import IsolatedTasksWarning
 
-__all__ = ["Phase", "Unit", "finish", "settle"]
+__all__ = ["PATIENCE", "Phase", "Unit"]
 
 R = TypeVar("R")
-_T = TypeVar("_T")
+
+# As Any, `isinstance` does not narrow to a type with unknown parameters.
+_CONTEXT_MANAGER: Any = AbstractAsyncContextManager
+_STATE: Any = InstanceState
+
+PATIENCE = 10.0
+"""Seconds that commit, rollback and close may take after a cancellation; a scope has its own *cancel_timeout*."""
 
 
 class Phase(enum.Enum):
@@ -64,15 +71,18 @@ class Unit(Generic[R]):
     """
 
     __slots__ = (
+        "_abandoned",
         "_body",
         "_body_seconds",
         "_commit_seconds",
         "_factory",
         "_record",
+        "_session",
         "_source",
         "_timeout",
         "cancel_requested",
         "lost_in_commit",
+        "patience",
         "phase",
     )
 
@@ -88,25 +98,32 @@ class Unit(Generic[R]):
         self._source = source
         self._timeout = timeout
         self._record: Record | None = None
+        self._session: AsyncSession | None = None
         self._body_seconds = 0.0
         self._commit_seconds = 0.0
         self.phase = Phase.NEW
         self.cancel_requested = False
         self.lost_in_commit = False
+        self._abandoned = False
+        self.patience = PATIENCE
 
     @property
     def outcome(self) -> Outcome:
-        if self.lost_in_commit:
+        if self.lost_in_commit or self._abandoned:
             return Outcome.UNKNOWN
         return Outcome.NONE if self._record is None else self._record.outcome
+
+    @property
+    def holds_connection(self) -> bool:
+        return self._record is not None and self._record.begun
 
     @property
     def commits(self) -> int:
         return 0 if self._record is None else self._record.commits
 
-    def timing(self, total: float, queued: float) -> Timing:
+    def timing(self, total: float, queued: float, waiting: float = 0.0) -> Timing:
         held = 0.0 if self._record is None else self._record.held
-        return Timing(total, queued, self._body_seconds, self._commit_seconds, held)
+        return Timing(total, queued, self._body_seconds, self._commit_seconds, held, waiting)
 
     async def run(self) -> R:
         """
@@ -119,13 +136,15 @@ class Unit(Generic[R]):
         self.phase = Phase.OPENING
         try:
             made: Any = self._factory.make()
-            if isinstance(made, AbstractAsyncContextManager) and not isinstance(made, AsyncSession):
-                result = await self._run_inside(cast("AbstractAsyncContextManager[Any, Any]", made), asked)
+            if isinstance(made, _CONTEXT_MANAGER) and not isinstance(made, AsyncSession):
+                result = await self._run_inside(made, asked)
             else:
                 self._record = adopt(made, in_use=False)
+                self._session = made
                 result = await self._run_with(made, asked)
         finally:
             self.phase = Phase.ENDED
+            self._session = None
         self._warn_about(result)
         return result
 
@@ -149,6 +168,7 @@ class Unit(Generic[R]):
         session = await manager.__aenter__()
         try:
             self._record = adopt(session, in_use=True)
+            self._session = session
             result = await self._run_body(session, asked)
         except GeneratorExit:
             raise
@@ -192,7 +212,7 @@ class Unit(Generic[R]):
         self.phase = Phase.COMMITTING
         try:
             with self._timing_commit():
-                await finish(session.commit())
+                await finish(session.commit(), patience=self.patience, give_up=self.abandon)
         except DBAPIError as error:
             # Without a statement it was COMMIT itself that failed; if the connection died with it, nobody knows.
             self.lost_in_commit = error.connection_invalidated and error.statement is None
@@ -204,7 +224,7 @@ class Unit(Generic[R]):
         self.phase = Phase.ROLLING_BACK
         try:
             with self._timing_commit():
-                await finish(session.rollback())
+                await self._clean_up(session.rollback(), error)
         except asyncio.CancelledError:
             pass  # it came during the rollback, which is complete; *error* ends the task just as well
         except BaseException as failure:  # noqa: BLE001 -- *error* made the rollback necessary, and is raised after it
@@ -216,15 +236,29 @@ class Unit(Generic[R]):
             session.sync_session.close()
             return
         try:
-            await finish(session.close())
+            await self._clean_up(session.close(), error)
         except asyncio.CancelledError:
             if error is None:
                 raise
         except BaseException as failure:
-            await finish(session.invalidate())
+            await self._clean_up(session.invalidate(), failure)
             if error is None:
                 raise
             error.add_note(f"closing the session failed too: {failure!r}")
+
+    async def _clean_up(self, work: Coroutine[Any, Any, None], error: BaseException | None) -> None:
+        """To its end, or as long as patience lasts from the cancellation that made it necessary."""
+        cancelled = self.cancel_requested or isinstance(error, asyncio.CancelledError)
+        since = asyncio.get_running_loop().time() if cancelled else math.inf
+        await finish(work, patience=self.patience, since=since, give_up=self.abandon)
+
+    async def abandon(self) -> None:
+        """Patience has ended: the connection is cut, and what becomes of the transaction is the server's business."""
+        session, record = self._session, self._record
+        if session is not None and record is not None and record.begun:
+            self._abandoned = True
+            # In a greenlet, so that a driver which closes its connections by a coroutine can do so.
+            await session.run_sync(lambda _: record.cut_connections())
 
     @contextlib.contextmanager
     def _timing_commit(self) -> Generator[None]:
@@ -250,45 +284,6 @@ class Unit(Generic[R]):
                 return
 
 
-async def finish(work: Coroutine[Any, Any, _T]) -> _T:
-    """Awaits *work* to its end, however often this task is cancelled meanwhile; then the cancellation goes on."""
-    result, cancelled = await settle(work)
-    if cancelled is not None:
-        raise cancelled
-    return result
-
-
-async def settle(work: Coroutine[Any, Any, _T]) -> tuple[_T, asyncio.CancelledError | None]:
-    """
-    As `finish`, but gives the cancellation back together with the result.
-
-    *work* runs in a task of its own. Its exception goes before the cancellation's.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    shield: AbstractContextManager[Any] = contextlib.nullcontext()
-    while not task.done():
-        try:
-            with shield:
-                await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-            # Q: Why not just go round again? A: An anyio cancel scope cancels in every turn of the loop, and one core
-            # would be busy until the commit is through: test_unit.py::test_anyio_does_not_spin_during_a_commit.
-            shield = _anyio_shield()
-    return task.result(), cancelled
-
-
-def _anyio_shield() -> AbstractContextManager[Any]:
-    """Anyio is no dependency: if nobody has imported it, no cancel scope of it can be around."""
-    anyio = sys.modules.get("anyio")
-    return (
-        contextlib.nullcontext()
-        if anyio is None
-        else cast("AbstractContextManager[Any]", anyio.CancelScope(shield=True))
-    )
-
-
 def _closes_without_io(session: AsyncSession) -> bool:
     """No connection is held, and nobody has put code of their own into ``close()``."""
     plain = type(session).close is AsyncSession.close and type(session.sync_session).close is Session.close
@@ -300,16 +295,16 @@ def _times_cancelled() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _instances_in(result: object) -> list[tuple[object, InstanceState[Any]]]:
+def _instances_in(result: Any) -> list[tuple[object, InstanceState[Any]]]:
     """The mapped instances in a result, one level deep."""
     candidates: list[Any] = [result]
-    if isinstance(result, list | tuple | set | frozenset):
-        candidates.extend(cast("Iterable[Any]", result))
-    elif isinstance(result, dict):
-        candidates.extend(cast("dict[Any, Any]", result).values())
+    if issubclass(type(result), list | tuple | set | frozenset):
+        candidates.extend(result)
+    elif issubclass(type(result), dict):
+        candidates.extend(result.values())
     found: list[tuple[object, InstanceState[Any]]] = []
     for candidate in candidates:
-        state = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
-        if isinstance(state, InstanceState):
-            found.append((candidate, cast("InstanceState[Any]", state)))
+        state: Any = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
+        if isinstance(state, _STATE):
+            found.append((candidate, state))
     return found

@@ -7,18 +7,20 @@ is that ``close()`` replaces the identity map, which commit and rollback do not.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import weakref
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from sqlalchemy import event
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from sa_isolated_tasks._types import Outcome
 
-__all__ = ["Phase", "Record", "phase_of", "record_of", "watch_sessions"]
+__all__ = ["Phase", "Record", "TransactionListener", "phase_of", "record_of", "watch_sessions"]
 
 _INFO_KEY = "sa_isolated_tasks"
 
@@ -31,6 +33,18 @@ class Phase(enum.Enum):
     IDLE = "between two transactions"
     CLOSED = "closed"
     REOPENED = "closed, and in use again"
+
+
+class TransactionListener(Protocol):
+    """Is told what becomes of one root transaction; it must not raise, since it would raise into ``commit()``."""
+
+    def savepoint_released(self, savepoint: SessionTransaction, /) -> None: ...
+
+    def savepoint_ended(self, savepoint: SessionTransaction, /) -> None: ...
+
+    def committed(self) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 @final
@@ -46,11 +60,13 @@ class Record:
         "begun",
         "commits",
         "committed",
+        "connections",
         "held",
         "held_since",
         "identity_map",
         "isolated",
         "outcome",
+        "parent",
         "reopened",
         "session",
     )
@@ -64,6 +80,9 @@ class Record:
         self.committed = False
         self.commits = 0
         self.outcome = Outcome.NONE
+        self.parent: TransactionListener | None = None
+        # Of a unit's session only, while it is in a transaction: to cut them when patience ends.
+        self.connections: list[Connection] = []
         self.held = 0.0
         self.held_since = 0.0
 
@@ -80,6 +99,25 @@ class Record:
             self.outcome = Outcome.COMMITTED if self.committed else Outcome.ROLLED_BACK
             self.commits += self.committed
         self.begun = self.committed = False
+        self.connections.clear()
+
+    def cut_connections(self) -> None:
+        connections, self.connections = self.connections, []
+        for connection in connections:
+            _interrupt(connection)
+            connection.invalidate()
+
+
+def _interrupt(connection: Connection) -> None:
+    """
+    Ends a running statement where the driver can: aiosqlite, whose thread would go on with it.
+
+    Its ``interrupt`` is a coroutine function that awaits nothing.
+    """
+    interrupt = getattr(connection.connection.driver_connection, "interrupt", None)
+    if interrupt is not None:
+        with contextlib.suppress(StopIteration):
+            interrupt().send(None)
 
 
 def _nothing() -> None:
@@ -116,7 +154,8 @@ def watch_sessions() -> None:
     """
     for name, listener in _LISTENERS:
         if not event.contains(Session, name, listener):
-            event.listen(Session, name, listener)
+            # First: a listener that raises after a commit must not keep it from being known.
+            event.listen(Session, name, listener, insert=True)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
@@ -126,8 +165,10 @@ def _after_transaction_create(session: Session, transaction: SessionTransaction)
         record.remember(session)
 
 
-def _after_begin(session: Session, _transaction: SessionTransaction, _connection: object) -> None:
+def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     record = record_of(session)
+    if record.isolated:
+        record.connections.append(connection)
     if not record.begun:
         record.begun = True
         record.held_since = perf_counter()
@@ -136,10 +177,16 @@ def _after_begin(session: Session, _transaction: SessionTransaction, _connection
 def _after_commit(session: Session) -> None:
     # It also fires for a savepoint that is released, and the outer transaction may still roll back:
     # test_watch.py::test_a_released_savepoint_is_no_commit.
-    if not session.in_nested_transaction():
-        record = record_of(session)
-        record.committed = True
-        record.remember(session)
+    record = record_of(session)
+    savepoint = session.get_nested_transaction()
+    if savepoint is not None:
+        if record.parent is not None:
+            record.parent.savepoint_released(savepoint)
+        return
+    record.committed = True
+    record.remember(session)
+    if record.parent is not None:
+        record.parent.committed()
 
 
 def _after_rollback(session: Session) -> None:
@@ -148,8 +195,14 @@ def _after_rollback(session: Session) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    record = record_of(session)
     if transaction.parent is None:
-        record_of(session).end()
+        record.end()
+        parent, record.parent = record.parent, None
+        if parent is not None:
+            parent.ended()
+    elif transaction.nested and record.parent is not None:
+        record.parent.savepoint_ended(transaction)
 
 
 _LISTENERS: tuple[tuple[str, Callable[..., Any]], ...] = (

@@ -11,8 +11,11 @@ Every error that this package raises.
         ├── FakeIsolationError           SIT104  the factory cannot isolate
         ├── ScopeClosedError             SIT201  spawn on a closed, or not yet started, scope
         ├── WrongLoopError               SIT202  used from another loop or thread
+        ├── NoTransactionError           SIT203  spawn_after_commit with no transaction in progress
         ├── ShutdownError                SIT204  units survived the cancellation
+        ├── TaskDroppedError             SIT205  awaiting a handle whose parent never committed
         ├── UnitCancelledError           SIT206  awaiting a handle whose unit was cancelled
+        ├── CommitDeadlockError          SIT207  awaiting a unit inside the transaction that it waits for
         ├── LimitError (ValueError)      SIT208  limit="pool" where no pool size can be known
         └── DeclarationError (TypeError) SIT301  refused at decoration or at spawn
     UserWarning
@@ -27,15 +30,18 @@ from typing import ClassVar
 
 __all__ = [
     "ClosedSessionError",
+    "CommitDeadlockError",
     "DeclarationError",
     "FakeIsolationError",
     "InstancePassedError",
     "IsolatedTasksError",
     "IsolatedTasksWarning",
     "LimitError",
+    "NoTransactionError",
     "ScopeClosedError",
     "SessionPassedError",
     "ShutdownError",
+    "TaskDroppedError",
     "UnitCancelledError",
     "WrongLoopError",
 ]
@@ -163,6 +169,17 @@ class WrongLoopError(IsolatedTasksError):
     cure = "loop.call_soon_threadsafe(scope.spawn, fn)"
 
 
+class NoTransactionError(IsolatedTasksError):
+    """
+    ``spawn_after_commit`` was called with a session that has no transaction in progress.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT203"
+    why = "there is no commit to wait for: the session has not begun, or has committed already"
+
+
 class ShutdownError(IsolatedTasksError):
     """
     Units survived their cancellation for *cancel_timeout* seconds.
@@ -177,6 +194,18 @@ class ShutdownError(IsolatedTasksError):
     why = "a unit that is cancelled has to end: something in it waits without end, or swallows the cancellation"
     cure = "except asyncio.CancelledError: raise"
     survivors: tuple[object, ...] = ()
+
+
+class TaskDroppedError(IsolatedTasksError):
+    """
+    A handle was awaited whose unit was dropped: the transaction that it waited for never committed.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT205"
+    why = "a unit that is spawned after a commit runs only if there is one"
+    cure = "if handle.state is TaskState.DROPPED: ..."
 
 
 class UnitCancelledError(IsolatedTasksError):
@@ -195,6 +224,18 @@ class UnitCancelledError(IsolatedTasksError):
     why = "a cancelled unit has no result"
     cure = "if handle.state is TaskState.CANCELLED: ..."
     reason: str = ""
+
+
+class CommitDeadlockError(IsolatedTasksError):
+    """
+    A unit that waits for a commit was awaited by the code that has yet to commit.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT207"
+    why = "the unit starts when the transaction has committed, and the transaction would wait for the unit"
+    cure = "await handle  # after the block of the transaction"
 
 
 class LimitError(IsolatedTasksError, ValueError):

@@ -166,7 +166,6 @@ async def test_an_ended_unit_is_let_go(LiteSession, waits):
     assert (kept, gone()) == (True, None)
 
 
-@pytest.mark.xfail(reason="only the scope refers to what runs its units", strict=True)
 async def test_a_unit_is_kept_without_its_scope(LiteSession, waits):
     """A scope that was started and dropped is reported, and its units go on to their end, those in the queue too."""
     scope = await TaskScope(LiteSession, name="c31", limit=1).start()
@@ -175,7 +174,7 @@ async def test_a_unit_is_kept_without_its_scope(LiteSession, waits):
     scope.spawn(waits.__call__, "queued").add_done_callback(lambda _: last.set())
     del scope
 
-    with pytest.warns(ResourceWarning, match="scope c31 was started and never closed"):  # noqa: PT031 -- whenever it is
+    with pytest.warns(ResourceWarning, match="scope c31 was started and never closed"):
         for _ in range(2):
             (await waits.reached_and_collected()).set_result(None)
         await last.wait()

@@ -1,0 +1,131 @@
+"""
+The units that wait for one transaction: released by its commit, dropped by anything else.
+
+It is the session's own root transaction that counts. A savepoint that is rolled back drops what was registered in it;
+one that is released passes it on to the transaction around it. `_watch` tells of all this from the session's events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any, Protocol, final
+
+from sqlalchemy.orm import Session, SessionTransaction
+
+from sa_isolated_tasks._blocking import waits_for
+from sa_isolated_tasks._watch import record_of
+
+__all__ = ["ParentTransaction", "WaitingUnit", "parent_transaction_of"]
+
+
+class WaitingUnit(Protocol):
+    """
+    What a parent transaction does with a unit. Neither method raises; both may be called in any thread.
+
+    *later* is for a drop that comes out of the garbage collector, in the middle of anything.
+    """
+
+    def release(self) -> None: ...
+
+    def drop(self, reason: str, /, *, later: bool = False) -> None: ...
+
+
+@final
+class ParentTransaction:
+    """
+    The queue of one root transaction, from the first registration to the transaction's end.
+
+    It refers to the session weakly: a session that is given up, and collected, drops its units.
+    """
+
+    __slots__ = ("__weakref__", "_finalizer", "_released", "_tasks", "_units", "is_open", "was_committed")
+
+    def __init__(self, session: Session) -> None:
+        self.is_open = True
+        self.was_committed = False
+        # With the savepoint in which it was registered: a weak reference, since a transaction refers to its session.
+        self._units: list[tuple[WaitingUnit, weakref.ref[SessionTransaction] | None]] = []
+        self._released: weakref.ref[SessionTransaction] | None = None
+        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._finalizer = weakref.finalize(session, self._collected)
+        self._finalizer.atexit = False
+
+    def add(self, unit: WaitingUnit, savepoint: SessionTransaction | None) -> None:
+        task = _current_task()
+        if task is not None:
+            self._tasks.add(task)
+        if self.was_committed:  # from a hook that runs after the commit, while the transaction has not ended yet
+            unit.release()
+        else:
+            self._units.append((unit, _reference(savepoint)))
+
+    def would_wait_for_itself(self) -> bool:
+        """Whether a task that has yet to end this transaction waits for the current task, or is it."""
+        current = _current_task()
+        if not self.is_open or self.was_committed or current is None:
+            return False
+        return any(task is current or (not task.done() and waits_for(task, current)) for task in self._tasks)
+
+    def savepoint_released(self, savepoint: SessionTransaction) -> None:
+        self._released = weakref.ref(savepoint)
+
+    def savepoint_ended(self, savepoint: SessionTransaction) -> None:
+        """Its units go to the transaction around it, if it was released; otherwise it was rolled back."""
+        inside = [unit for unit, held_by in self._units if held_by is not None and held_by() is savepoint]
+        if self._released is not None and self._released() is savepoint:
+            outer = _boundary_around(savepoint)
+            moved = _reference(outer)
+            self._units = [(unit, moved if unit in inside else held_by) for unit, held_by in self._units]
+        elif inside:
+            self._units = [(unit, held_by) for unit, held_by in self._units if unit not in inside]
+            for unit in inside:
+                unit.drop("the savepoint in which it was registered was rolled back")
+
+    def committed(self) -> None:
+        """In the order of registration. It runs inside the parent's ``commit()``, so it only hands over."""
+        self.was_committed = True
+        units, self._units = self._units, []
+        for unit, _ in units:
+            unit.release()
+
+    def ended(self) -> None:
+        self.is_open = False
+        self._finalizer.detach()
+        units, self._units = self._units, []
+        for unit, _ in units:
+            unit.drop("its parent's transaction ended without a commit")
+
+    def _collected(self) -> None:
+        self.is_open = False
+        units, self._units = self._units, []
+        for unit, _ in units:
+            unit.drop("its parent's session was collected without a commit", later=True)
+
+
+def _reference(savepoint: SessionTransaction | None) -> weakref.ref[SessionTransaction] | None:
+    return None if savepoint is None else weakref.ref(savepoint)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # a worker thread
+        return None
+
+
+def parent_transaction_of(session: Session) -> ParentTransaction:
+    """The queue of the transaction that *session* is in."""
+    record = record_of(session)
+    if record.parent is None:
+        record.parent = ParentTransaction(session)
+    assert isinstance(record.parent, ParentTransaction)  # noqa: S101 -- nothing else is ever put there
+    return record.parent
+
+
+def _boundary_around(savepoint: SessionTransaction) -> SessionTransaction | None:
+    """The savepoint around this one, or None for the root."""
+    outer = savepoint.parent
+    while outer is not None and not outer.nested:
+        outer = outer.parent
+    return outer

@@ -1,0 +1,74 @@
+"""
+Does one task wait for another? Asked once, when a deadlock is suspected.
+
+asyncio does not tell. But what a suspended task awaits stands in its coroutines, and whom the end of a task will wake
+in its callbacks: directly, through ``gather``, ``wait``, ``shield``, ``wait_for`` or a task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+from collections.abc import Callable, Iterable
+from types import BuiltinMethodType, FunctionType, MethodType
+from typing import Any
+
+__all__ = ["waits_for"]
+
+_LIMIT = 1_000
+_AWAITED = ("cr_await", "gi_yieldfrom", "ag_await")
+
+
+def waits_for(waiter: asyncio.Task[Any], task: asyncio.Task[Any]) -> bool:
+    """Whether *waiter* is suspended until *task* has ended, as far as can be seen."""
+    awaited = _awaited_by(waiter)
+    if awaited is None:
+        return False
+    reached: list[Any] = [task]
+    seen: set[int] = set()
+    while reached and len(seen) < _LIMIT:
+        value = reached.pop()
+        if value is awaited:
+            return True
+        if id(value) not in seen:
+            seen.add(id(value))
+            reached.extend(_woken_by(value))
+    return False
+
+
+def _awaited_by(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
+    """The future at the end of the chain of coroutines."""
+    awaiting: Any = task.get_coro()
+    for _ in range(_LIMIT):
+        inner = next((getattr(awaiting, name) for name in _AWAITED if hasattr(awaiting, name)), None)
+        if inner is None:
+            # An iterator written in C: of a future, or of an object whose `__await__` is a coroutine's.
+            inner = next((held for held in gc.get_referents(awaiting) if not isinstance(held, type)), None)
+        if inner is None or isinstance(inner, _FUTURE):
+            future: asyncio.Future[Any] | None = inner
+            return future
+        awaiting = inner
+    return None
+
+
+def _woken_by(value: Any) -> Iterable[Any]:
+    """What gets to know of the end of a future, one step further."""
+    for kinds, step in _STEPS:
+        if isinstance(value, kinds):
+            return step(value)
+    # A task group, of asyncio or anyio, keeps the future by which its exit is woken.
+    attributes: dict[str, Any] = getattr(value, "__dict__", {}) if type(value).__name__ == "TaskGroup" else {}
+    return [held for held in attributes.values() if isinstance(held, _FUTURE)]
+
+
+_FUTURE: Any = asyncio.Future
+_METHODS = (MethodType, BuiltinMethodType)
+_CALLBACKS: Any = (list, tuple, functools.partial, FunctionType, *_METHODS)
+_STEPS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
+    (_FUTURE, lambda future: [held for held in gc.get_referents(future) if isinstance(held, _CALLBACKS)]),
+    ((list, tuple), iter),
+    (functools.partial, lambda partial: [partial.func, *partial.args]),
+    (FunctionType, lambda function: [cell.cell_contents for cell in function.__closure__ or ()]),
+    (_METHODS, lambda method: [method.__self__]),
+)

@@ -1,0 +1,720 @@
+"""Units that wait for their parent's commit: what releases them, what drops them, and what a hook may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+
+import pytest
+import sqlalchemy as sa
+from databases import SQLALCHEMY
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session as SyncSession
+from support import Item, session_maker
+
+from sa_isolated_tasks import (
+    CommitDeadlockError,
+    DeclarationError,
+    InstancePassedError,
+    NoTransactionError,
+    ScopeClosedError,
+    SessionPassedError,
+    TaskDroppedError,
+    TaskScope,
+    TaskState,
+    UnitCancelledError,
+    isolated_session,
+)
+
+
+async def look_up(session, name):
+    """The row of the parent, if it can be seen."""
+    return (await session.execute(sa.select(Item.name).where(Item.name == name))).scalars().all()
+
+
+async def answer(_session, value=42):
+    return value
+
+
+@pytest.fixture
+async def scope(Session):
+    """A scope on each database in turn; its units see what the parent has committed."""
+    async with TaskScope(Session, name="t", limit=2) as scope:
+        yield scope
+
+
+@pytest.fixture
+async def lite_scope(LiteSession):
+    async with TaskScope(LiteSession, name="t", limit=2) as scope:
+        yield scope
+
+
+# What releases
+
+
+async def test_a_unit_starts_after_the_commit_and_sees_the_row(scope, Session):
+    """While the parent is in its block the unit waits; after it, it finds the row."""
+    async with Session() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        await parent.flush()
+        handle = scope.spawn_after_commit(parent, look_up, "a")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        before = (handle.state, len(scope))
+
+    assert (TaskState.WAITING, 1) == before
+    assert ["a"] == await handle
+    assert 0 < handle.timing.waiting < handle.timing.total
+
+
+@pytest.mark.parametrize("begin", ["autobegin", "begin", "block"])
+async def test_every_way_to_begin_counts(scope, Session, begin):
+    """Autobegun, ``begin()`` and a block: the root transaction's commit releases."""
+    async with Session() as parent:
+        if begin == "begin":
+            await parent.begin()
+        async with parent.begin() if begin == "block" else contextlib.nullcontext():
+            parent.add(Item(name="a"))
+            handle = scope.spawn_after_commit(parent, look_up, "a")
+            if begin != "block":
+                await parent.commit()
+
+    assert ["a"] == await handle
+
+
+async def test_units_start_in_the_order_of_their_registration(LiteSession):
+    """Ten units of one commit, one slot."""
+    order = []
+
+    async def body(_session, number):
+        order.append(number)
+
+    async with TaskScope(LiteSession, name="t") as scope, LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        for number in range(10):
+            scope.spawn_after_commit(parent, body, number)
+
+    assert list(range(10)) == order
+
+
+async def test_a_released_savepoint_passes_its_units_to_the_root(scope, Session):
+    """A savepoint's release starts nothing; the root's commit does."""
+    async with Session() as parent, parent.begin():
+        async with parent.begin_nested():
+            parent.add(Item(name="a"))
+            handle = scope.spawn_after_commit(parent, look_up, "a")
+        await asyncio.sleep(0)
+        between = handle.state
+
+    assert (TaskState.WAITING, ["a"]) == (between, await handle)
+
+
+async def test_a_second_transaction_on_the_same_session_has_units_of_its_own(scope, Session):
+    """The first commit releases the first unit only; the second rolls back and drops the second."""
+    async with Session() as parent:
+        parent.add(Item(name="a"))
+        first = scope.spawn_after_commit(parent, look_up, "a")
+        await parent.commit()
+        parent.add(Item(name="b"))
+        second = scope.spawn_after_commit(parent, look_up, "b")
+        await parent.rollback()
+
+    assert ["a"] == await first
+    assert TaskState.DROPPED is second.state
+
+
+async def test_a_synchronous_parent_in_a_worker_thread_hands_over_to_the_loop(engine, Session, scope):
+    """Registered and committed in a thread, the unit runs in the scope's loop."""
+
+    async def body(_session):
+        return asyncio.get_running_loop()
+
+    def work(sync_session):
+        sync_session.add(Item(name="a"))
+        handles.append(scope.spawn_after_commit(sync_session, body))
+
+    handles = []
+    async with Session() as parent:
+        await parent.run_sync(work)
+        await parent.commit()
+
+    assert asyncio.get_running_loop() is await handles[0]
+
+
+@pytest.fixture
+def sync_session_maker(tmp_path):
+    """Synchronous sessions on a SQLite file of their own."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'sync.db'}")
+    Item.metadata.create_all(engine)
+    yield lambda: SyncSession(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("register", ["in the loop", "in the thread"])
+async def test_a_commit_in_a_thread_is_waited_for(lite_scope, sync_session_maker, register):
+    """A synchronous parent commits in a thread: the loop is told, and the unit runs."""
+
+    def spawn(parent):
+        parent.add(Item(name="a"))
+        handles.append(lite_scope.spawn_after_commit(parent, answer))
+
+    def work(parent):
+        if register == "in the thread":
+            spawn(parent)
+        parent.commit()
+        parent.close()
+
+    handles = []
+    parent = sync_session_maker()
+    if register == "in the loop":
+        spawn(parent)
+    await asyncio.to_thread(work, parent)
+
+    assert 42 == await handles[0]
+
+
+async def test_a_commit_that_came_in_a_thread_before_the_scope_is_left_is_not_lost(LiteSession, sync_session_maker):
+    """The commit is through, but the loop has not been told yet when the scope is left: the unit runs all the same."""
+    with sync_session_maker() as parent:
+        async with TaskScope(LiteSession, name="t") as scope:
+            parent.add(Item(name="a"))
+            handle = scope.spawn_after_commit(parent, answer)
+            # In another thread, and without giving the loop a turn.
+            thread = threading.Thread(target=parent.commit)
+            thread.start()
+            thread.join()
+
+    assert 42 == handle.result()
+
+
+async def test_a_rollback_in_a_thread_drops(lite_scope, sync_session_maker):
+    """The loop is told, and the handle says why."""
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        await asyncio.to_thread(parent.rollback)
+
+        with pytest.raises(TaskDroppedError, match="ended without a commit"):
+            await handle
+
+
+async def test_a_hook_after_the_commit_may_register_too(lite_scope, LiteSession):
+    """In ``after_commit`` the transaction is committed already: the unit starts."""
+    handles = []
+    async with LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handles.append(lite_scope.spawn_after_commit(parent, answer, 1))
+
+        @event.listens_for(parent.sync_session, "after_commit")
+        def _register(session):
+            handles.append(lite_scope.spawn_after_commit(session, answer, 2))
+
+        await parent.commit()
+
+    assert [1, 2] == [await handle for handle in handles]
+
+
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "control_fully", "create_savepoint"])
+async def test_a_parent_joined_to_an_outer_transaction_releases_when_it_commits(lite_scope, sqlite_engine, mode):
+    """It is the session's own commit that counts, in every way to join; the outer transaction is still open."""
+    if SQLALCHEMY < (2, 0):
+        pytest.skip("SQLAlchemy 1.4 has no join_transaction_mode")
+    async with sqlite_engine.connect() as connection:
+        outer = await connection.begin()
+        async with AsyncSession(connection, join_transaction_mode=mode) as parent:
+            parent.add(Item(name="a"))
+            handle = lite_scope.spawn_after_commit(parent, answer)
+            await parent.commit()
+        result = await handle
+        if outer.is_active:  # "control_fully" has committed it
+            await outer.rollback()
+
+    assert 42 == result
+
+
+# What drops
+
+
+async def rolled_back(parent):
+    await parent.rollback()
+
+
+async def closed(parent):
+    await parent.close()
+
+
+@pytest.mark.parametrize("end", [rolled_back, closed])
+async def test_a_transaction_that_ends_without_a_commit_drops(scope, Session, caplog, end):
+    """Rolled back or closed: the unit never runs, awaiting it says why, and so does the log."""
+    caplog.set_level(logging.INFO, "sa_isolated_tasks")
+    async with Session() as parent:
+        parent.add(Item(name="a"))
+        await parent.flush()
+        handle = scope.spawn_after_commit(parent, look_up, "a")
+        await end(parent)
+
+    assert TaskState.DROPPED is handle.state
+    with pytest.raises(
+        TaskDroppedError, match="look_up#1 was dropped: its parent's transaction ended without a commit"
+    ):
+        await handle
+    assert ["look_up#1 dropped after 0.0"] == [
+        record.getMessage()[:27] for record in caplog.records if record.name == "sa_isolated_tasks"
+    ]
+
+
+async def test_a_block_that_raises_drops(scope, Session):
+    """The exception rolls the parent back, and the unit with it."""
+    with pytest.raises(ValueError):
+        async with Session() as parent, parent.begin():
+            parent.add(Item(name="a"))
+            handle = scope.spawn_after_commit(parent, look_up, "a")
+            raise ValueError
+
+    assert TaskState.DROPPED is handle.state
+
+
+async def test_a_failed_commit_drops(scope, Session):
+    """The flush inside the commit fails: when the parent is closed the unit is dropped, and not before it can tell."""
+    async with Session() as parent:
+        parent.add(Item(name="a"))
+        await parent.commit()
+    async with Session() as parent:
+        parent.add(Item(name="a"))
+        handle = scope.spawn_after_commit(parent, look_up, "a")
+        with pytest.raises(IntegrityError):
+            await parent.commit()
+
+    assert TaskState.DROPPED is handle.state
+
+
+async def test_a_savepoint_that_is_rolled_back_drops_only_its_own(scope, Session):
+    """What was registered before and after it is released by the root's commit."""
+    async with Session() as parent, parent.begin():
+        before = scope.spawn_after_commit(parent, answer, 1)
+        with contextlib.suppress(ValueError):
+            async with parent.begin_nested():
+                inside = scope.spawn_after_commit(parent, answer, 2)
+                raise ValueError
+        after = scope.spawn_after_commit(parent, answer, 3)
+        parent.add(Item(name="a"))
+
+    assert [1, 3] == [await before, await after]
+    with pytest.raises(TaskDroppedError, match="the savepoint in which it was registered was rolled back"):
+        await inside
+
+
+async def test_a_released_savepoint_inside_one_that_is_rolled_back_drops(scope, Session):
+    """The inner release is undone by the outer rollback, and so are its units."""
+    async with Session() as parent, parent.begin():
+        with contextlib.suppress(ValueError):
+            async with parent.begin_nested():
+                async with parent.begin_nested():
+                    parent.add(Item(name="a"))
+                    inner = scope.spawn_after_commit(parent, look_up, "a")
+                raise ValueError
+        outer = scope.spawn_after_commit(parent, look_up, "a")
+
+    assert (TaskState.DROPPED, []) == (inner.state, await outer)
+
+
+async def test_a_failed_flush_in_a_savepoint_drops_only_its_own(scope, Session):
+    """The savepoint is rolled back by the error of its flush; the root commits."""
+    async with Session() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        await parent.flush()
+        handle = scope.spawn_after_commit(parent, look_up, "a")
+        with contextlib.suppress(IntegrityError):
+            async with parent.begin_nested():
+                inside = scope.spawn_after_commit(parent, look_up, "a")
+                parent.add(Item(name="a"))
+
+    assert (["a"], TaskState.DROPPED) == (await handle, inside.state)
+
+
+async def test_a_commit_inside_a_savepoint_block_releases_all(lite_scope, LiteSession):
+    """``commit()`` while a savepoint is open commits the whole."""
+    async with LiteSession() as parent:
+        await parent.begin_nested()
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        await parent.commit()
+        if parent.in_transaction():  # on SQLAlchemy 1.4 this was the savepoint's
+            await parent.commit()
+
+    assert 42 == await handle
+
+
+async def test_a_parent_that_is_collected_drops(lite_scope, LiteSession):
+    """A session that is given up, never committed and never closed, keeps no unit waiting."""
+    parent = LiteSession()
+    await parent.begin()
+    handle = lite_scope.spawn_after_commit(parent, answer)
+
+    del parent
+    gc.collect()
+
+    with pytest.raises(TaskDroppedError, match="its parent's session was collected without a commit"):
+        await handle
+
+
+async def test_a_parent_that_is_still_open_when_the_scope_is_left_does_not_hold_it_up(LiteSession):
+    """The unit is dropped, its handle says so, and the late commit of the parent does no harm."""
+    async with LiteSession() as parent:
+        async with TaskScope(LiteSession, name="t") as scope:
+            parent.add(Item(name="a"))
+            handle = scope.spawn_after_commit(parent, answer)
+        state = handle.state
+        await parent.commit()
+
+    assert (TaskState.DROPPED, TaskState.DROPPED) == (state, handle.state)
+    with pytest.raises(TaskDroppedError, match="scope t was left before its parent committed"):
+        handle.result()
+
+
+async def test_a_commit_while_the_scope_is_being_left_still_counts(LiteSession):
+    """The scope waits for another unit; the parent commits meanwhile; its unit runs."""
+    reached, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(_session):
+        reached.set()
+        await release.wait()
+
+    scope = TaskScope(LiteSession, name="t")
+    scope.start()
+    async with LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handle = scope.spawn_after_commit(parent, answer)
+        scope.spawn(hold)
+        closing = asyncio.create_task(scope.aclose())
+        await reached.wait()
+        await parent.commit()
+        release.set()
+        await closing
+
+    assert 42 == handle.result()
+
+
+async def test_a_commit_while_the_scope_is_being_cancelled_drops(LiteSession):
+    """A scope that cancels what runs starts nothing new."""
+    cleaning, release = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(_session):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await release.wait()
+
+    scope = TaskScope(LiteSession, name="t", drain_timeout=0)
+    scope.start()
+    async with LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handle = scope.spawn_after_commit(parent, answer)
+        scope.spawn(stubborn)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(scope.aclose())
+        await cleaning.wait()
+        await parent.commit()
+        release.set()
+        await closing
+
+    with pytest.raises(TaskDroppedError, match="scope t was left before it could start"):
+        handle.result()
+
+
+@pytest.mark.parametrize("whose", ["handle", "scope"])
+async def test_a_waiting_unit_can_be_cancelled(lite_scope, LiteSession, whose):
+    """It ends at once; the commit then finds nothing to start."""
+    async with LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        waiting = lite_scope.snapshot().waiting
+        if whose == "handle":
+            handle.cancel("changed my mind")
+        else:
+            lite_scope.cancel("changed my mind")
+        await parent.commit()
+
+    assert (1, TaskState.CANCELLED, 0) == (waiting, handle.state, len(lite_scope))
+    with pytest.raises(UnitCancelledError, match="changed my mind"):
+        await handle
+
+
+async def test_a_unit_that_is_cancelled_while_the_news_of_its_commit_is_on_its_way_stays_cancelled(
+    LiteSession, sync_session_maker
+):
+    """The commit came in a thread, the cancellation before the loop was told; leaving the scope does not hang."""
+    with sync_session_maker() as parent:
+        async with TaskScope(LiteSession, name="t") as scope:
+            parent.add(Item(name="a"))
+            handle = scope.spawn_after_commit(parent, answer)
+            thread = threading.Thread(target=parent.commit)
+            thread.start()
+            thread.join()
+            handle.cancel()
+
+    assert TaskState.CANCELLED is handle.state
+
+
+# What a hook may not do
+
+
+async def test_no_step_runs_in_the_frame_of_the_commit(lite_scope, LiteSession):
+    """When ``commit()`` returns nothing of the unit has run in its frame, eager tasks included."""
+    steps = []
+
+    async def body(_session):
+        steps.append("unit")
+
+    if hasattr(asyncio, "eager_task_factory"):
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    async with LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, body)
+        event.listen(parent.sync_session, "after_commit", lambda _: steps.append("committed"))
+        await parent.commit()
+    await handle
+
+    assert ["committed", "unit"] == steps
+
+
+async def test_a_broken_listener_does_not_break_the_parent(LiteSession, caplog):
+    """A listener that raises when a unit is dropped is logged; ``rollback()`` returns as always."""
+
+    class Broken:
+        def unit_started(self, event, /):
+            raise OSError
+
+        unit_ended = scope_waiting = unit_started
+
+    async with TaskScope(LiteSession, name="t", listeners=[Broken()]) as scope, LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handle = scope.spawn_after_commit(parent, answer)
+        await parent.rollback()
+
+    assert TaskState.DROPPED is handle.state
+    assert "a listener raised: Broken" in caplog.text
+
+
+async def test_somebody_elses_broken_hook_does_not_lose_the_unit(lite_scope, LiteSession):
+    """A hook that raises after the commit makes ``commit()`` raise though the row is there: the unit runs."""
+    async with LiteSession() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, look_up, "a")
+
+        @event.listens_for(parent.sync_session, "after_commit")
+        def _break(_session):
+            raise OSError("hook")
+
+        with pytest.raises(OSError, match="hook"):
+            await parent.commit()
+
+    assert ["a"] == await handle
+
+
+async def test_the_hook_loads_nothing(engine, Session):
+    """The parent's instances expire with the commit: nothing is emitted on their behalf."""
+    statements = []
+    async with TaskScope(Session, name="t", limit=1) as scope, Session() as parent:
+        parent.add(Item(name="a"))
+        await parent.flush()
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        handle = scope.spawn_after_commit(parent, answer)
+        await parent.commit()
+        await handle
+
+    assert [] == statements
+
+
+async def test_a_loop_that_is_closed_does_not_break_the_commit(tmp_path, sync_session_maker, caplog):
+    """The scope's loop is gone when the parent commits: the log says that the unit is lost, and the row is there."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    def elsewhere(parent):
+        async def main():
+            engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}")
+            scope = TaskScope(session_maker(engine), name="t", limit=1)
+            scope.start()
+            scope.spawn_after_commit(parent, answer)
+            await engine.dispose()
+            scopes.append(scope)
+
+        asyncio.run(main())
+
+    scopes = []
+
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        await asyncio.to_thread(elsewhere, parent)
+        parent.commit()
+        count = parent.execute(sa.text("select count(*) from items")).scalar()
+
+    assert (1, 1) == (count, len(scopes[0]))
+    assert "its event loop is closed" in caplog.text
+    with pytest.warns(ResourceWarning):
+        scopes.clear()
+        gc.collect()
+
+
+# What is refused
+
+
+async def test_without_a_transaction_there_is_nothing_to_wait_for(lite_scope, LiteSession):
+    """A session that has not begun, or has committed, is an error that names ``spawn``."""
+    async with LiteSession() as parent:
+        with pytest.raises(NoTransactionError) as caught:
+            lite_scope.spawn_after_commit(parent, answer)
+
+    assert "scope.spawn(answer, ...)" == caught.value.cure
+    assert 0 == len(lite_scope)
+
+
+@pytest.mark.parametrize("session", [None, "session", answer], ids=["None", "str", "function"])
+async def test_the_first_argument_is_a_session(lite_scope, session):
+    """Anything else is refused at the call."""
+    with pytest.raises(DeclarationError, match="in place of a session"):
+        lite_scope.spawn_after_commit(session, answer)
+
+
+async def test_the_parents_session_and_instances_are_refused_as_arguments(lite_scope, LiteSession):
+    """The guard looks at the arguments of the function, and its cure keeps the session that is waited for."""
+    async with LiteSession() as parent:
+        item = Item(name="a")
+        parent.add(item)
+        await parent.flush()
+        with pytest.raises(SessionPassedError) as session_passed:
+            lite_scope.spawn_after_commit(parent, answer, parent)
+        with pytest.raises(InstancePassedError) as instance_passed:
+            lite_scope.spawn_after_commit(parent, answer, item)
+
+    assert "lite_scope.spawn_after_commit(parent, answer)" == session_passed.value.cure
+    assert instance_passed.value.cure.startswith("lite_scope.spawn_after_commit(parent, answer, item.id)")
+    assert 0 == len(lite_scope)
+
+
+async def test_a_scope_that_is_closed_takes_no_waiting_unit(LiteSession):
+    """As for ``spawn``."""
+    async with TaskScope(LiteSession, name="t") as scope:
+        pass
+    async with LiteSession() as parent:
+        await parent.begin()
+        with pytest.raises(ScopeClosedError):
+            scope.spawn_after_commit(parent, answer)
+
+
+async def test_an_isolated_function_can_wait_too(lite_scope, LiteSession):
+    """With its own factory, and with options."""
+
+    @isolated_session(LiteSession)
+    async def double(_session: AsyncSession, number: int):
+        return 2 * number
+
+    async with LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = lite_scope.options(name="twice").spawn_after_commit(parent, double, 21)
+
+    assert ("twice#1", 42) == (handle.name, await handle)
+
+
+# Deadlock
+
+
+async def directly(handle):
+    await handle
+
+
+async def through_gather(handle):
+    await asyncio.gather(handle, return_exceptions=False)
+
+
+async def through_wait_for(handle):
+    await asyncio.wait_for(handle, 60)
+
+
+async def through_a_task(handle):
+    await asyncio.create_task(directly(handle))
+
+
+async def through_a_nested_gather(handle):
+    await asyncio.gather(through_a_task(handle))
+
+
+async def through_a_task_group(handle):
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(directly(handle))
+    except ExceptionGroup as caught:
+        raise caught.exceptions[0] from None
+
+
+async def through_wait(handle):
+    (task,) = (await asyncio.wait([asyncio.create_task(directly(handle))]))[0]
+    task.result()
+
+
+async def through_shield(handle):
+    await asyncio.shield(handle)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        directly,
+        through_gather,
+        through_wait_for,
+        through_a_task,
+        through_a_nested_gather,
+        through_a_task_group,
+        through_wait,
+        through_shield,
+    ],
+)
+async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSession, wait):
+    """Found at the ``await``, in the parent's task or in any that it waits for; the parent can still commit."""
+    async with LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        with pytest.raises(CommitDeadlockError, match=r"answer#1 waits for the commit"):
+            await wait(handle)
+
+    assert 42 == await handle
+
+
+async def test_another_task_may_wait_while_the_parent_goes_on(lite_scope, LiteSession):
+    """A task that the parent does not wait for may await the unit inside the block: that is no deadlock."""
+    async with LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        waiter = asyncio.create_task(_result_of(handle))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    assert 42 == await waiter
+
+
+async def _result_of(handle):
+    return await handle
+
+
+async def test_a_handle_is_awaited_after_a_parent_whose_task_has_ended(lite_scope, LiteSession):
+    """The task that registered is done, the transaction still open: somebody else may wait and commit."""
+    parent = LiteSession()
+
+    async def register():
+        parent.add(Item(name="a"))
+        return lite_scope.spawn_after_commit(parent, answer)
+
+    handle = await asyncio.create_task(register())
+    waiter = asyncio.create_task(_result_of(handle))
+    await asyncio.sleep(0)
+    await parent.commit()
+    await parent.close()
+
+    assert 42 == await waiter
