@@ -50,6 +50,12 @@ def postgresql(request):
     return require(DATABASES.get(request.param))
 
 
+@pytest.fixture(params=[name for name in NAMES if name not in (*UNSUPPORTED, "sqlite")])
+def server(request):
+    """Each driver of a database server in turn."""
+    return require(DATABASES.get(request.param))
+
+
 @pytest.fixture
 def asyncpg():
     return require(DATABASES.get("asyncpg"))

@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import gc
 import logging
-import threading
 import weakref
 
 import pytest
@@ -921,34 +920,53 @@ async def test_a_snapshot_shows_states_and_counts(scope_of):
     assert "<TaskScope t: closed, 0 unit(s)>" == repr(scope)
 
 
-async def test_another_loop_or_thread_is_refused(scope_of):
-    """Spawning and awaiting from another loop or thread say so, and nothing is spawned."""
-    errors = []
+USES = {
+    "spawn": lambda scope, _handle: scope.spawn(answer),
+    "drain": lambda scope, _handle: scope.drain(),
+    "aclose": lambda scope, _handle: scope.aclose(),
+    "cancel the scope": lambda scope, _handle: scope.cancel(),
+    "await": lambda _scope, handle: handle,
+    "cancel the unit": lambda _scope, handle: handle.cancel(),
+    "add a callback": lambda _scope, handle: handle.add_done_callback(print),
+}
 
-    def elsewhere():
-        async def use():
-            for action in (lambda: scope.spawn(answer), lambda: handle):
-                try:
-                    await action()
-                except WrongLoopError as error:
-                    errors.append(error)
 
-        asyncio.run(use())
-        try:
-            scope.spawn(answer)
-        except WrongLoopError as error:
-            errors.append(error)
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+async def test_another_loop_or_thread_is_refused(scope_of, use):
+    """Every use from another loop or thread says so at once, and changes nothing."""
+
+    async def in_another_loop(scope, handle):
+        waiting = use(scope, handle)
+        await waiting
 
     gate = Gate()
     async with scope_of() as scope:
         handle = scope.spawn(gate.pass_through)
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        await asyncio.to_thread(thread.join)
-        length = len(scope)
+        await gate.reached.wait()
+        with pytest.raises(WrongLoopError, match="another event loop or thread"):
+            await asyncio.to_thread(asyncio.run, in_another_loop(scope, handle))
+        state = (len(scope), handle.state, scope.snapshot().state)
         gate.opened.set()
 
-    assert (3, 1) == (len(errors), length)
+    assert (1, TaskState.RUNNING, "open") == state
+
+
+async def test_without_any_loop_a_spawn_is_refused(scope_of):
+    """A plain thread has no loop at all."""
+    async with scope_of() as scope:
+        with pytest.raises(WrongLoopError):
+            await asyncio.to_thread(scope.spawn, answer)
+
+
+async def test_what_has_ended_belongs_to_no_loop(scope_of):
+    """A closed scope may be closed again, and an ended unit cancelled, anywhere."""
+    async with scope_of() as scope:
+        handle = scope.spawn(answer)
+
+    cancelled = await asyncio.to_thread(handle.cancel)
+    await asyncio.to_thread(asyncio.run, scope.aclose())
+
+    assert (False, 42) == (cancelled, handle.result())
 
 
 def test_a_scope_cannot_start_where_no_loop_runs(LiteSession_without_loop):

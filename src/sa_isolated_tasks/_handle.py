@@ -14,7 +14,7 @@ from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._types import Outcome, TaskState, Timing, UnitSnapshot, Welcome
 from sa_isolated_tasks._unit import Unit
-from sa_isolated_tasks.exceptions import CommitDeadlockError, TaskDroppedError, UnitCancelledError, WrongLoopError
+from sa_isolated_tasks.exceptions import CommitDeadlockError, TaskDroppedError, UnitCancelledError
 
 if TYPE_CHECKING:
     from sa_isolated_tasks._runner import Runner
@@ -193,11 +193,7 @@ class Entry:
 
     async def _wait_for_end(self) -> None:
         loop = self.runner.loop
-        if asyncio.get_running_loop() is not loop:
-            raise WrongLoopError(
-                f"{self.name} was awaited in another event loop than the one of its scope",
-                cure="await handle  # in the loop that runs the scope",
-            )
+        self.runner.require_loop(f"{self.name} was awaited", "await handle  # in the loop that runs the scope")
         if asyncio.current_task() is self.task:
             raise RuntimeError(f"{self.name} awaits its own handle, and would wait for ever")
         if self.parent is not None and self.parent.would_wait_for_itself():
@@ -304,7 +300,13 @@ class TaskHandle(Welcome, Generic[R_co]):
 
         Returns:
             False if the unit had ended already.
+
+        Raises:
+            WrongLoopError: this is another loop or thread than the scope's.
         """
+        if self.done():
+            return False
+        self._entry.runner.require_loop(f"{self.name} was cancelled", "loop.call_soon_threadsafe(handle.cancel)")
         return self._entry.runner.cancel(self._entry, reason or "handle.cancel()")
 
     def result(self) -> R_co:
@@ -338,7 +340,14 @@ class TaskHandle(Welcome, Generic[R_co]):
         Calls *callback* with the handle in the event loop, soon after the unit has ended, or soon if it has.
 
         What it raises goes to the loop's exception handler. It is for accounting; it cannot delay the scope's exit.
+
+        Raises:
+            WrongLoopError: this is another loop or thread than the scope's.
         """
+        runner = self._entry.runner
+        runner.require_loop(
+            f"a callback was added to {self.name}", "loop.call_soon_threadsafe(handle.add_done_callback, f)"
+        )
         self._entry.add_callback(callback, contextvars.copy_context() if context is None else context)
 
     def _require_end(self) -> None:

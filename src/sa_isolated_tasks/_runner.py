@@ -19,7 +19,7 @@ from sa_isolated_tasks._handle import Entry
 from sa_isolated_tasks._logging import LOGGER, notify
 from sa_isolated_tasks._slots import Seat, Slots
 from sa_isolated_tasks._types import TaskState, UnitSnapshot
-from sa_isolated_tasks.exceptions import UnitCancelledError
+from sa_isolated_tasks.exceptions import UnitCancelledError, WrongLoopError
 
 __all__ = ["REPORT_INTERVAL", "Runner"]
 
@@ -161,6 +161,16 @@ class Runner:
             return asyncio.get_running_loop() is self.loop
         except RuntimeError:
             return False
+
+    def require_loop(self, what: str, cure: str) -> None:
+        """
+        Raises unless the scope's loop is running this.
+
+        Raises:
+            WrongLoopError: it is another loop or thread.
+        """
+        if not self._is_here():
+            raise WrongLoopError(f"{what} from another event loop or thread than that of scope {self.name}", cure=cure)
 
     def _tell_loop(self, news: Callable[[], None]) -> None:
         try:

@@ -182,6 +182,7 @@ class TaskScope(Spawner):
         Raises:
             TimeoutError: units are left; they go on.
             ScopeClosedError: the scope was never started.
+            WrongLoopError: this is another loop or thread.
 
         .. versionadded:: 0.1.0
         """
@@ -196,6 +197,7 @@ class TaskScope(Spawner):
 
         Raises:
             ScopeClosedError: the scope was never started.
+            WrongLoopError: this is another loop or thread.
 
         .. versionadded:: 0.1.0
         """
@@ -212,6 +214,7 @@ class TaskScope(Spawner):
 
         Raises:
             ShutdownError: units have survived their cancellation for *cancel_timeout* seconds.
+            WrongLoopError: this is another loop or thread.
             ExceptionGroup: of failures, as *on_failure* says.
 
         .. versionadded:: 0.1.0
@@ -235,10 +238,10 @@ class TaskScope(Spawner):
 
     async def _leave(self, error: BaseException | None) -> None:
         """Waits, cancels, waits again, reports. *error* is what the block is being left with."""
-        runner = self._runner
-        if runner is None:
+        if self._runner is None or (self._state is _State.CLOSED and not len(self)):
             self._state = _State.CLOSED
             return
+        runner = self._require_runner("left")
         if self._state is _State.OPEN:
             self._state = _State.DRAINING
         seat = current_seat.get()
@@ -317,8 +320,8 @@ class TaskScope(Spawner):
         """
         runner = self._runner
         if runner is not None and self._state in {_State.OPEN, _State.DRAINING}:
-            if not anywhere and _running_loop() is not runner.loop:
-                raise WrongLoopError(f"{name} was spawned in scope {self.name} from another event loop or thread")
+            if not anywhere:
+                runner.require_loop(f"{name} was spawned", f"loop.call_soon_threadsafe(scope.spawn, {name})")
             if self._state is _State.OPEN:
                 return runner
             seat = current_seat.get()
@@ -336,6 +339,7 @@ class TaskScope(Spawner):
                 why="a scope belongs to the event loop in which it is started",
                 cure="scope.start()",
             )
+        self._runner.require_loop(f"the scope was {verb}", "await scope.aclose()  # in the loop that started it")
         return self._runner
 
     def snapshot(self) -> ScopeSnapshot:
