@@ -22,6 +22,7 @@ from unittest import mock
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import declarative_base
 from support import Item, session_maker
 
 from sa_isolated_tasks import (
@@ -409,7 +410,11 @@ async def test_dataclasses_have_isolated_methods():
 async def test_mapped_classes_have_isolated_methods(LiteSession):
     """An object that belongs to a session is refused as the owner of a method; a classmethod needs none."""
 
-    class Mapped(Item):
+    class Mapped(declarative_base()):
+        __tablename__ = "items"
+        id = sa.Column(sa.Integer, primary_key=True)
+        name = sa.Column(sa.String(100))
+
         @isolated_session(LiteSession)
         @classmethod
         async def count(cls, session: AsyncSession):
