@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy
+from sqlalchemy.ext.asyncio import async_object_session
 
 from sa_isolated_tasks._callsite import CallSite, Source
 from sa_isolated_tasks._types import Welcome
@@ -78,7 +79,7 @@ class Finding:
 def cure_for(finding: Finding, site: CallSite) -> str:
     source = _source_of(finding, site)
     if finding.is_instance:
-        return _pass_the_key(finding, source)
+        return _pass_the_key(finding, source, site)
     if source is not None:
         literal = site.cut_out(finding.last.value, source.argument)
         if literal is not source.argument:
@@ -123,8 +124,8 @@ def _leave_out(finding: Finding, source: Source | None) -> str:
         return f"{finding.name}(...)  # without {finding.text}: the unit has a session of its own"
     if not finding.is_needed:
         return source.without()
-    parameter = f"parameter {finding.parameter!r}" if finding.parameter else "argument"
-    return f"{source.without()}  # and {finding.name}() without its {parameter}: it has a session of its own"
+    words = f"and {finding.name}() without its parameter {finding.parameter!r}: it has a session of its own"
+    return f"{source.without()}  # {words}"
 
 
 # ---- Containers.
@@ -135,34 +136,34 @@ def _from_container(finding: Finding, source: Source | None, site: CallSite) -> 
         return None
     name = site.name_of(finding.last.value)
     if finding.is_direct:
-        return source.having(_container_without(finding, source.text, name))
+        container = _container_without(finding, source.text, name)
+        return None if container is None else source.having(container)
     place = _place_of(finding, source)
     statement = None if place is None else _statement_without(finding, place, name)
     return None if statement is None else f"{statement}  # before the call"
 
 
-def _container_without(finding: Finding, source: str, name: str | None) -> str:
-    """A new container of the same kind."""
+def _container_without(finding: Finding, source: str, name: str | None) -> str | None:
+    """A new container of the same kind, if there is a way to tell what is not to be in it."""
     holder, last = finding.holder, finding.last
     if last.kind == "field":
         return f"{source}._replace({last.key}=None)"
     if last.kind == "item":
         items = f"item for index, item in enumerate({source}) if index != {last.key}"
         return f"tuple({items})" if isinstance(holder, tuple) else f"[{items}]"
-    if last.kind == "member":
-        items = f"item for item in {source} if {_differs('item', finding, name)}"
-        return f"{{{items}}}" if isinstance(holder, set) else f"frozenset({items})"
     if last.kind == "value" and _is_plain(last.key):
-        test = f"key != {last.key!r}"
-    else:
-        test = _differs(last.kind, finding, name)
-    return f"{{key: value for key, value in {source}.items() if {test}}}"
-
-
-def _differs(variable: str, finding: Finding, name: str | None) -> str:
+        return f"{{key: value for key, value in {source}.items() if key != {last.key!r}}}"
+    variable = "item" if last.kind == "member" else last.kind
     if name is not None:
-        return f"{variable} is not {name}"
-    return f"type({variable}).__name__ != {type(finding.last.value).__name__!r}"
+        test = f"{variable} is not {name}"
+    elif _is_the_users(_class_of(last.value)):
+        test = f"type({variable}).__name__ != {type(last.value).__name__!r}"
+    else:
+        return None
+    if last.kind != "member":
+        return f"{{key: value for key, value in {source}.items() if {test}}}"
+    items = f"item for item in {source} if {test}"
+    return f"{{{items}}}" if isinstance(holder, set) else f"frozenset({items})"
 
 
 def _statement_without(finding: Finding, place: str, name: str | None) -> str | None:
@@ -211,7 +212,7 @@ def _class_of(value: object) -> type[Any]:
 
 
 def _is_the_users(cls: type[Any]) -> bool:
-    """Whether it can be asked to change the class."""
+    """Or a library's: it can be told from what is everywhere, and be asked to change."""
     return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
 
 
@@ -240,9 +241,10 @@ def _from_partial(finding: Finding, source: Source | None, _site: CallSite) -> s
     if not isinstance(partial, functools.partial):
         return None
     call = source.call_of("partial") if source is not None and finding.is_direct else None
+    parameters = _parameters(getattr(partial.func, "__code__", None))
     if source is None or call is None:
-        name = getattr(partial.func, "__name__", "fn")
-        return f"functools.partial({name}, ...)  # without {finding.last.text}: {finding.name}() adds its own session"
+        new = _partial_of(finding.holder, parameters, key)
+        return f"{new}  # {finding.name}() calls it with the session of the unit"
     function, *args = call.args
     keywords = [keyword for keyword in call.keywords if keyword.arg != key]
     position = key if isinstance(key, int) else len(args)
@@ -251,10 +253,18 @@ def _from_partial(finding: Finding, source: Source | None, _site: CallSite) -> s
         given = [function, *before, *after, *source.call.args[1:]]
         return ast.unparse(ast.Call(source.call.func, given, [*keywords, *source.call.keywords]))
     # The session comes first when it is called; what stood behind it has to keep out of its way.
-    names = _parameters(getattr(partial.func, "__code__", None))[position + 1 :]
-    named = [ast.keyword(name, arg) for name, arg in zip(names, after, strict=False)]
-    new = ast.Call(call.func, [function, *before], [*named, *keywords])
-    return f"{source.having(new)}  # {finding.name}() calls it with the session of the unit"
+    named = [ast.keyword(name, arg) for name, arg in zip(parameters[position + 1 :], after, strict=False)]
+    new = source.having(ast.Call(call.func, [function, *before], [*named, *keywords]))
+    return f"{new}  # {finding.name}() calls it with the session of the unit"
+
+
+def _partial_of(partial: functools.partial[Any], parameters: list[str], key: int | str) -> str:
+    """With dots for its other arguments, which are not to be shown."""
+    position = key if isinstance(key, int) else len(partial.args)
+    dots = ["..."] * len(partial.args[:position])
+    names = [*parameters[position + 1 : len(partial.args)], *partial.keywords]
+    given = [getattr(partial.func, "__name__", "fn"), *dots, *(f"{name}=..." for name in names if name != key)]
+    return f"functools.partial({', '.join(given)})"
 
 
 def _from_unstarted(finding: Finding, source: Source | None, _site: CallSite) -> str:
@@ -304,13 +314,15 @@ def _is_body(finding: Finding) -> bool:
 
 
 def _parameters(code: types.CodeType | None) -> list[str]:
-    """The names of a function's parameters, without ``self``."""
-    names = [] if code is None else list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    """The names of a function's parameters that can be given by position, without ``self``."""
+    names = [] if code is None else list(code.co_varnames[: code.co_argcount])
     return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 
 def _session_of(code: types.CodeType) -> str:
-    return next(iter(_parameters(code)), "session")
+    """What a body calls its session; one without a parameter for it has it in its ``*args``."""
+    names = _parameters(code)
+    return names[0] if names else f"{code.co_varnames[code.co_argcount + code.co_kwonlyargcount]}[0]"
 
 
 def _with_parameter(code: types.CodeType, variable: str, finding: Finding) -> str:
@@ -324,10 +336,15 @@ def _with_parameter(code: types.CodeType, variable: str, finding: Finding) -> st
 # ---- Mapped instances.
 
 
-def _pass_the_key(finding: Finding, source: Source | None) -> str:
+def _pass_the_key(finding: Finding, source: Source | None, site: CallSite) -> str:
     """An instance is loaded again by its primary key, in the session of the unit."""
-    cls = type(finding.last.value).__name__
-    variable = finding.parameter or "instance"
+    instance = finding.last.value
+    cls, variable = type(instance).__name__, finding.parameter or "instance"
+    state: Any = sqlalchemy.inspect(instance)
+    if state.pending:
+        session = async_object_session(instance)
+        name = (session and site.name_of(session)) or "session"
+        return f"await {name}.commit()  # before the call: the instance of {cls} has no row yet, and no key to pass"
     keys = None if source is None else _keys_in_place(finding, source)
     if source is None or keys is None:
         return f"await session.get({cls}, key)  # in {finding.name}(), given the key of {finding.text} in its place"

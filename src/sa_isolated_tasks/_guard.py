@@ -87,17 +87,17 @@ def check_call(passed: Passed, shape: Shape, signature: inspect.Signature, guard
 
 def _fits(count: int, kwargs: dict[str, Any], parameters: Mapping[str, Parameter]) -> bool:
     """Whether arguments fit, for the usual parameters; False if `inspect` has to be asked, which takes microseconds."""
-    names = list(parameters)[count:]
-    if not kwargs.keys() <= set(names):
-        return False
-    for name in names:
+    found = 0
+    for name in list(parameters)[count:]:
         parameter = parameters[name]
         kind = parameter.kind
         if kind is not Parameter.POSITIONAL_OR_KEYWORD and kind is not Parameter.KEYWORD_ONLY:
             return False
-        if name not in kwargs and parameter.default is Parameter.empty:
+        if name in kwargs:
+            found += 1
+        elif parameter.default is Parameter.empty:
             return False
-    return True
+    return found == len(kwargs)
 
 
 def _problem_with(passed: Passed, signature: inspect.Signature) -> str:
@@ -119,7 +119,10 @@ def check(passed: Passed, guard: Guard = "raise", signature: inspect.Signature |
         ClosedSessionError: ... and it is known to be closed.
         InstancePassedError: a mapped instance of another session was found.
     """
-    if guard == "off" or (passed.owner is None and not passed.kwargs and are_scalars(passed.args)):
+    if guard == "off":
+        return
+    given = (*passed.args, *passed.kwargs.values()) if passed.kwargs else passed.args
+    if passed.owner is None and are_scalars(given):
         return
     suspects = [Node("argument", index, arg) for index, arg in enumerate(passed.args) if not is_scalar(arg)]
     suspects += [Node("argument", name, arg) for name, arg in passed.kwargs.items() if not is_scalar(arg)]
@@ -151,13 +154,14 @@ def _first_verdict(roots: list[Node], budget: int, own: Session | None) -> _Verd
 def _refuse(verdict: _Verdict, passed: Passed, guard: Guard, signature: inspect.Signature | None) -> None:
     site = find_call()
     path = verdict.node.path()
+    parameter = _parameter_of(path[0], signature)
     finding = Finding(
         path=path,
         function=passed.name,
         offset=passed.offset,
         count=len(passed.args),
-        parameter=_parameter_of(path[0], signature),
-        is_needed=signature is not None and _is_needed(path[0], passed, signature),
+        parameter=parameter,
+        is_needed=bool(parameter) and signature is not None and _is_needed(path[0].key, passed, signature),
         is_instance=verdict.error is InstancePassedError,
     )
     error = verdict.error(
@@ -184,13 +188,13 @@ def _parameter_of(root: Node, signature: inspect.Signature | None) -> str:
 _NO_POSITION = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
-def _is_needed(root: Node, passed: Passed, signature: inspect.Signature) -> bool:
+def _is_needed(key: int | str, passed: Passed, signature: inspect.Signature) -> bool:
     """Whether the function has a place for the argument, so that the call is another one without it."""
-    if root.kind != "argument" or _problem_with(passed, signature):
+    if _problem_with(passed, signature):
         return False
-    args = tuple(arg for index, arg in enumerate(passed.args) if index != root.key)
-    kwargs = {name: arg for name, arg in passed.kwargs.items() if name != root.key}
-    moves_others = isinstance(root.key, int) and root.key < len(args)
+    args = tuple(arg for index, arg in enumerate(passed.args) if index != key)
+    kwargs = {name: arg for name, arg in passed.kwargs.items() if name != key}
+    moves_others = isinstance(key, int) and key < len(args)
     return moves_others or bool(_problem_with(passed._replace(args=args, kwargs=kwargs), signature))
 
 

@@ -35,9 +35,10 @@ from itertools import islice
 from typing import Any, TypeAlias, cast, final
 
 from sqlalchemy import MetaData
-from sqlalchemy.engine import Engine, Row, RowMapping
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Mapper, sessionmaker
+from sqlalchemy.engine import Engine, Result, Row, RowMapping
+from sqlalchemy.engine.result import FilterResult
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Mapper, Session, sessionmaker
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.sql import ClauseElement
 
@@ -151,10 +152,14 @@ def walk(roots: Iterable[Node], budget: int) -> Iterator[Node]:
 
 
 def _children_of(value: object, room: int) -> Iterator[Child]:
-    bases = bases_of(value)
-    reader = next((_READERS[id(base)] for base in bases if id(base) in _READERS), None)
-    if reader is _no_children or _is_mock(bases) or _is_asgi_application(bases):
+    plain = _PLAIN.get(id(type(value)))
+    if plain is not None:
+        yield from plain(value, room)
         return
+    bases = bases_of(value)
+    if not _SHARED_IDS.isdisjoint(map(id, bases)) or _is_mock(bases) or _is_asgi_application(bases):
+        return
+    reader = next((_READERS[id(base)] for base in bases if id(base) in _READERS), None)
     if reader is not None:
         yield from reader(value, room)
     yield from _attributes_of(value, bases)
@@ -194,7 +199,7 @@ def stored_in(value: object, bases: tuple[_Class, ...]) -> Iterator[tuple[str, A
         descriptor = members.get("__dict__")
         # Anything else of that name is the user's own.
         if type(descriptor) is types.GetSetDescriptorType or type(descriptor) is types.MemberDescriptorType:
-            yield from list(_dict_items(descriptor.__get__(value)))
+            yield from _snapshot(_dict_items, descriptor.__get__(value), sys.maxsize)
         if "__slots__" in members:
             for name, member in members.items():
                 if type(member) is types.MemberDescriptorType and name != "__dict__":
@@ -224,33 +229,40 @@ def _ignored_by(bases: tuple[_Class, ...]) -> set[str]:
     return names
 
 
-# ---- One reader for each kind of holder. They take a snapshot in one step, because another thread may change it.
+# ---- One reader for each kind of holder.
 
 _Reader: TypeAlias = Callable[[Any, int], Iterator[Child]]
 _Iterate: TypeAlias = Callable[[Any], Iterable[Any]]
 
 
-def _no_children(_value: object, _room: int) -> Iterator[Child]:
-    return iter(())
+def _snapshot(iterate: _Iterate, value: object, room: int) -> list[Any]:
+    """Its first items, although another thread may be changing it."""
+    while True:
+        try:
+            return list(islice(iterate(value), room))
+        except RuntimeError:
+            # Q: What has changed it? A: A thread that ran after the iterator was made, and before it was used up in one
+            # step: test_guard_innocents.py::test_a_thread_may_change_what_is_looked_at.
+            continue
 
 
 def _in_order(iterate: _Iterate) -> _Reader:
     def read(value: object, room: int) -> Iterator[Child]:
-        return (("item", index, item) for index, item in enumerate(list(islice(iterate(value), room))))
+        return (("item", index, item) for index, item in enumerate(_snapshot(iterate, value, room)))
 
     return read
 
 
 def _without_order(iterate: _Iterate) -> _Reader:
     def read(value: object, room: int) -> Iterator[Child]:
-        return (("member", None, item) for item in list(islice(iterate(value), room)))
+        return (("member", None, item) for item in _snapshot(iterate, value, room))
 
     return read
 
 
 def _by_key(iterate: _Iterate) -> _Reader:
     def read(value: object, room: int) -> Iterator[Child]:
-        for key, item in list(islice(iterate(value), room)):
+        for key, item in _snapshot(iterate, value, room):
             yield "value", key, item
             if not is_scalar(key):
                 yield "key", None, key
@@ -345,8 +357,11 @@ _SHARED: tuple[_Class, ...] = (
     *(contextlib.ExitStack, contextlib.AsyncExitStack),
     # SQLAlchemy's own: an engine or a session factory is what one should pass; the rest is configuration.
     *(Engine, AsyncEngine, sessionmaker, ClauseElement, MetaData, Mapper, InstanceState),
+    # These are judged as a whole: what the guard lets pass is not to be refused for its parts.
+    *(Session, AsyncSession, Result, FilterResult),
     Welcome,
 )
+_SHARED_IDS = frozenset(map(id, _SHARED))
 _ROW: Any = Row  # a generic class, but not on SQLAlchemy 1.4
 _VIEWED: dict[Any, Any] = {}
 _VIEWS: list[Any] = [_VIEWED.keys(), _VIEWED.values(), _VIEWED.items()]
@@ -364,7 +379,6 @@ _plain_tuple = _in_order(vars(tuple)["__iter__"])
 _dict_items: _Iterate = vars(dict)["items"]
 _args_of: _Iterate = vars(BaseException)["args"].__get__
 _READERS: dict[int, _Reader] = {
-    **dict.fromkeys(map(id, _SHARED), _no_children),
     **dict.fromkeys(map(id, _WRAPPERS), _referents),
     id(list): _in_order(vars(list)["__iter__"]),
     id(deque): _in_order(vars(deque)["__iter__"]),
@@ -384,3 +398,5 @@ _READERS: dict[int, _Reader] = {
     id(types.GeneratorType): _generator,
     id(types.AsyncGeneratorType): _async_generator,
 }
+# These hold nothing else, unless a class is derived from them.
+_PLAIN: dict[int, _Reader] = {id(cls): _READERS[id(cls)] for cls in (list, tuple, dict, set, frozenset, deque)}

@@ -1,0 +1,269 @@
+"""The walk through an object graph: its order, its bounds, and what it reads; whole shapes are in *test_guard.py*."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import types
+
+import pytest
+
+from sa_isolated_tasks._walk import Node, _snapshot, are_scalars, bases_of, is_scalar, stored_in, walk
+
+
+class Leaf:
+    """Something to be found; it holds nothing."""
+
+    __slots__ = ()
+
+
+def visited(*roots, budget=1_000):
+    return [node.value for node in walk([Node("argument", index, root) for index, root in enumerate(roots)], budget)]
+
+
+def paths_to(wanted, *roots, budget=1_000):
+    nodes = walk([Node("argument", index, root) for index, root in enumerate(roots)], budget)
+    return ["".join(step.text for step in node.path()) for node in nodes if node.value is wanted]
+
+
+def test_what_is_nearest_comes_first():
+    """Breadth first: all arguments before what is in them, and so on down."""
+    one, two, three = Leaf(), Leaf(), Leaf()
+    nested = [[three], two]
+
+    assert visited(nested, one) == [nested, one, nested[0], two, three]
+
+
+def test_every_object_is_visited_once():
+    """By the shortest path, however many lead to it, and around a cycle."""
+    leaf = Leaf()
+    cycle = [leaf, [leaf]]
+    cycle.append(cycle)
+
+    assert visited(cycle) == [cycle, leaf, cycle[1]]
+    assert paths_to(leaf, cycle) == ["arg 1[0]"]
+
+
+def test_scalars_are_not_visited():
+    """They count, but cannot hold anything."""
+    assert visited([1, "a", b"b", None, 2.5, [3]]) == [[1, "a", b"b", None, 2.5, [3]], [3]]
+
+
+def test_a_subclass_of_a_scalar_is_visited():
+    """It may have attributes."""
+
+    class Text(str):
+        __slots__ = ("__dict__",)
+
+    text, leaf = Text("x"), Leaf()
+    text.leaf = leaf
+
+    assert not is_scalar(text)
+    assert paths_to(leaf, text) == ["arg 1.leaf"]
+
+
+@pytest.mark.parametrize(("values", "expected"), [((), True), ((1, "a", None), True), ((1, []), False), (([],), False)])
+def test_scalars_are_told_by_their_exact_type(values, expected):
+    """All of them, in one step."""
+    assert are_scalars(values) is expected
+
+
+def test_the_number_of_visited_objects_is_bounded():
+    """By the budget and the roots, however wide or deep the graph is."""
+    wide = [Leaf() for _ in range(100_000)]
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    bushy = {number: [[Leaf() for _ in range(100)] for _ in range(100)] for number in range(100)}
+
+    counts = [len(visited(graph, budget=1_000)) for graph in (wide, deep, bushy)]
+
+    assert all(100 < count <= 1_001 for count in counts), counts
+    while deep:
+        deep = deep[0]
+
+
+def test_scalars_use_up_the_budget():
+    """A list of a hundred million numbers takes no longer than one of as many as the budget."""
+    leaf = Leaf()
+
+    assert paths_to(leaf, [*range(400), leaf], budget=1_000) == ["arg 1[400]"]
+    assert paths_to(leaf, [*range(600), leaf], budget=1_000) == []
+
+
+def test_one_container_leaves_half_of_the_budget_to_the_others():
+    """And the second one half of the rest."""
+    leaf = Leaf()
+    huge = [Leaf() for _ in range(10_000)]
+
+    assert paths_to(leaf, huge, list(huge), [[leaf]], budget=1_000) == ["arg 3[0][0]"]
+
+
+def test_a_hidden_metaclass_is_not_asked():
+    """Neither for the bases nor for what they define."""
+
+    class Meta(type):
+        __mro__ = property(lambda cls: pytest.fail("the metaclass was asked"))
+        __dict__ = property(lambda cls: pytest.fail("the metaclass was asked"))
+
+        def mro(cls):
+            return [cls, object]
+
+    hidden = type.__call__(Meta, "Hidden", (), {})()
+    leaf = Leaf()
+    object.__setattr__(hidden, "leaf", leaf)
+
+    assert paths_to(leaf, hidden) == ["arg 1.leaf"]
+    assert bases_of(hidden)[-1] is object
+
+
+def test_slots_of_every_base_are_read():
+    """Also those that a subclass hides by a property of the same name; empty ones are left out."""
+
+    class Base:
+        __slots__ = ("first", "hidden", "unset")
+
+    class Sub(Base):
+        __slots__ = ("second",)
+        hidden = property(lambda self: pytest.fail("a property was read"))
+
+    sub = Sub()
+    sub.first, sub.second = "f", "s"
+    Base.hidden.__set__(sub, "h")
+
+    assert dict(stored_in(sub, bases_of(sub))) == {"first": "f", "second": "s", "hidden": "h"}
+
+
+def test_a_dict_with_names_that_are_no_text():
+    """Somebody has put them there by hand; they are left alone."""
+
+    class Strange: ...
+
+    strange, leaf = Strange(), Leaf()
+    vars(strange)[1] = leaf
+    vars(strange)["named"] = [leaf]
+
+    assert paths_to(leaf, strange) == ["arg 1.named[0]"]
+
+
+def test_a_namespace_is_no_class_with_slots():
+    """Its ``__dict__`` is described in another way than that of other objects."""
+    leaf = Leaf()
+
+    assert paths_to(leaf, types.SimpleNamespace(x=leaf)) == ["arg 1.x"]
+
+
+def test_a_tuple_whose_fields_are_no_fields():
+    """A class may use the name ``_fields`` for something else."""
+
+    class Odd(tuple):
+        __slots__ = ()
+        _fields = "not a tuple"
+
+    leaf = Leaf()
+
+    assert paths_to(leaf, Odd([leaf])) == ["arg 1[0]"]
+
+
+def test_keys_that_are_objects_are_visited_too():
+    """After their values."""
+    key, value = Leaf(), Leaf()
+
+    assert visited({key: value}) == [{key: value}, value, key]
+
+
+def test_application_objects_are_not_entered():
+    """What takes ``(scope, receive, send)`` is an ASGI application, router or middleware."""
+    leaf = Leaf()
+
+    class App:
+        def __init__(self):
+            self.state = leaf
+
+        async def __call__(self, scope, receive, send): ...
+
+    class NotAnApp(App):
+        async def __call__(self, first, second): ...
+
+    assert paths_to(leaf, App()) == []
+    assert paths_to(leaf, NotAnApp()) == ["arg 1.state"]
+
+
+def test_a_running_generator_has_no_arguments_any_more():
+    """Only what has not begun is looked into; what has ended has no frame."""
+    leaf = Leaf()
+
+    def generate(value):
+        yield value
+
+    waiting, begun, ended = generate(leaf), generate(leaf), generate(leaf)
+    next(begun)
+    ended.close()
+
+    assert paths_to(leaf, waiting) == ["arg 1 un-started generator generate() variable 'value'"]
+    assert paths_to(leaf, begun) == []
+    assert paths_to(leaf, ended) == []
+
+
+async def test_a_running_coroutine_has_no_arguments_any_more():
+    """The same, of coroutines and async generators, with a closure and many arguments."""
+    leaf, other = Leaf(), Leaf()
+
+    @types.coroutine
+    def suspend():
+        yield
+
+    async def run(value, *args, key=None):
+        await suspend()
+        return value, args, key, other
+
+    async def generate(value):
+        yield value
+        yield other
+
+    begun, lazy = run(leaf), generate(leaf)
+    assert len(paths_to(leaf, begun) + paths_to(leaf, lazy) + paths_to(other, begun, lazy)) == 3
+
+    begun.send(None)
+    await anext(lazy)
+
+    assert paths_to(leaf, begun) + paths_to(leaf, lazy) + paths_to(other, begun, lazy) == []
+    begun.close()
+    await lazy.aclose()
+
+
+def test_partials_of_partials_are_flat():
+    """Python joins them; the walk sees the arguments of both."""
+    leaf = Leaf()
+
+    nested = functools.partial(functools.partial(print, 1, leaf), 2, sep=leaf)
+
+    assert paths_to(leaf, nested) == ["arg 1.args[1]"]
+
+
+def test_a_path_names_each_kind_of_place():
+    """As it is written in an error."""
+    leaf = Leaf()
+    steps = [("argument", "ctx", "arg 'ctx'"), ("value", "a", "['a']"), ("item", 3, "[3]"), ("field", "b", ".b")]
+    steps += [
+        ("value", collections.deque, "[<type>]"),
+        ("value", slice(leaf), "[<slice>]"),
+        ("value", "x" * 99, "[<str>]"),
+    ]
+    steps += [("owner", "work", "work"), ("self", None, " self"), ("key", None, ".keys()"), ("member", None, "{...}")]
+
+    assert [(kind, key, Node(kind, key, leaf).text) for kind, key, _ in steps] == steps
+
+
+def test_what_changes_while_it_is_read_is_read_again():
+    """Another thread may put something in between the two steps of reading a dict, a set or a deque."""
+    attempts = []
+
+    def iterate(value):
+        attempts.append(value)
+        if len(attempts) < 3:
+            raise RuntimeError("changed size during iteration")
+        return iter(value)
+
+    assert _snapshot(iterate, [1, 2, 3], 2) == [1, 2]
+    assert len(attempts) == 3
