@@ -264,7 +264,7 @@ async def test_it_is_passed_to_a_unit():
 
 
 def pickled(value):
-    return pickle.loads(pickle.dumps(value))  # noqa: S301 -- it is what is tested
+    return pickle.loads(pickle.dumps(value))
 
 
 def test_bound_ones_are_equal_if_they_are_bound_to_the_same_object():

@@ -18,6 +18,7 @@ from sa_isolated_tasks import (
     IsolatedMethod,
     SessionPassedError,
     TaskScope,
+    _isolated,
     isolated_session,
 )
 
@@ -298,6 +299,16 @@ def test_an_attribute_that_is_no_factory_is_said_at_the_call():
     with pytest.raises(DeclarationError, match="a function without parameters, made a method") as caught:
         Shop().work()
     assert caught.value.cure == "work = staticmethod(...)"
+
+
+def test_sessions_are_watched_from_the_decoration_on(monkeypatch):
+    """So that a closed one is known to be closed at the first call."""
+    watched = []
+    monkeypatch.setattr(_isolated, "watch_sessions", lambda: watched.append(True))
+
+    isolated_session(AsyncSession)
+
+    assert watched == [True]
 
 
 async def test_a_decorator_is_used_more_than_once(LiteSession):

@@ -12,12 +12,19 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 
-from sa_isolated_tasks import DeclarationError, IsolatedFunction, IsolatedMethod, TaskScope, isolated_session
+from sa_isolated_tasks import (
+    DeclarationError,
+    IsolatedFunction,
+    IsolatedMethod,
+    SessionPassedError,
+    TaskScope,
+    isolated_session,
+)
 from sa_isolated_tasks._signature import code_of, is_a
 
 if TYPE_CHECKING:
     from nowhere import AsyncSession as Hidden
-    from nowhere import Database
+    from nowhere import ClientSession, Database
 
 isolated = isolated_session(AsyncSession)
 
@@ -34,6 +41,7 @@ Bound = TypeVar("Bound", bound=AsyncSession)
 Constrained = TypeVar("Constrained", int, OwnSession)
 Free = TypeVar("Free")
 Wrong = TypeVar("Wrong", bound=int)
+Numbers = TypeVar("Numbers", int, float)
 
 
 # Annotations of the session parameter that are understood, in a form that no annotation decides but this one.
@@ -63,11 +71,13 @@ async def attribute(session: inspect.missing, number: int): ...
 async def positional_only(session: AsyncSession, /, number: int): ...
 async def default(session: AsyncSession = None, number: int = 1): ...
 async def other_name(database: AsyncSession, number: int): ...
+async def client(session, number: ClientSession): ...
 
 
 UNDERSTOOD = (
     *(bare, exact, subclass, base, string, hidden, nowhere, unknown, anything, optional, union, either, perhaps),
     *(annotated, nested, bound, constrained, free, protocol, broken, attribute, positional_only, default, other_name),
+    client,
 )
 
 
@@ -93,6 +103,7 @@ async def connection(session: AsyncConnection): ...
 async def registry(session: async_scoped_session): ...
 async def optional_number(session: int | None): ...
 async def wrong_type_variable(session: Wrong): ...
+async def wrong_constraints(session: Numbers): ...
 async def wrong_generic(sessions: list[AsyncSession]): ...
 async def annotated_number(session: Annotated[int, AsyncSession]): ...
 async def only_self(self): ...
@@ -105,7 +116,15 @@ async def second(target, session: AsyncSession): ...
 
 WITHOUT_SESSION = (
     *(nothing, number, keyword_only, keywords, sync_session, connection, registry, optional_number),
-    *(wrong_type_variable, wrong_generic, annotated_number, only_self, self_and_keyword, self_and_number),
+    *(
+        wrong_type_variable,
+        wrong_constraints,
+        wrong_generic,
+        annotated_number,
+        only_self,
+        self_and_keyword,
+        self_and_number,
+    ),
     *(self_number_session, number_first, second),
 )
 
@@ -416,6 +435,34 @@ async def test_a_wrapper_around_an_isolated_function_is_not_spawned(LiteSession)
         names = {"work": retried}
         exec(caught.value.cure, names)  # noqa: S102
         assert await scope.spawn(names["run_work"], 1) == 1
+
+
+async def test_what_hides_in_a_plain_function_is_refused(LiteSession):
+    """In its closure, its defaults, or the object that it is bound to or is."""
+
+    class Shop:
+        def __init__(self, ui_session):
+            self.ui_session = ui_session
+
+        async def method(self, session): ...
+
+        async def __call__(self, session): ...
+
+    async with LiteSession() as outer, TaskScope(LiteSession, name="t") as scope:
+
+        async def closure(session):
+            return outer
+
+        async def default(session, other=outer): ...
+
+        async def keyword(session, *, other=outer): ...
+
+        async def innocent(session, other=1, *, another="a"): ...
+
+        for fn in (closure, default, keyword, Shop(outer).method, Shop(outer), functools.partial(exact, number=outer)):
+            with pytest.raises(SessionPassedError):
+                scope.spawn(fn)
+        assert await scope.spawn(innocent) is None
 
 
 # Helpers.
