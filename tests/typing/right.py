@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 
 from sa_isolated_tasks import (
@@ -181,6 +182,14 @@ async def spawning(repository: Repository) -> None:
         assert_type(await scope.spawn(repository.plain, 1), float)
         assert_type(await scope.options(timeout=1.0).spawn(titles, 1), list[str])
         assert_type(scope.spawn(titles, 1).result(), list[str])
+
+
+async def after_commit(session: AsyncSession, sync_session: SyncSession, repository: Repository) -> None:
+    async with TaskScope(Session, name="typing") as scope:
+        assert_type(scope.spawn_after_commit(session, titles, 1, prefix="a"), TaskHandle[list[str]])
+        assert_type(await scope.spawn_after_commit(sync_session, plain, author=1), bytes)
+        assert_type(await scope.spawn_after_commit(session, repository.method, 1), str)
+        assert_type(await scope.options(name="a").spawn_after_commit(session, sqlmodel_plain, 1), bytes)
 
 
 async def spawners(repository: Repository) -> None:

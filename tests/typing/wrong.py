@@ -143,6 +143,17 @@ async def spawning(session: AsyncSession, repository: Repository) -> None:
             pass
 
 
+async def after_commit(session: AsyncSession, repository: Repository) -> None:
+    async with TaskScope(Session, name="typing") as scope:
+        scope.spawn_after_commit(titles, 1)  # E
+        scope.spawn_after_commit(session, titles, "1")  # E
+        scope.spawn_after_commit(session, titles, session, 1)  # E
+        scope.spawn_after_commit(session, plain, session, 1)  # E
+        scope.spawn_after_commit(session, titles(1))  # E
+        scope.spawn_after_commit(Session, titles, 1)  # E
+        scope.spawn_after_commit(session, repository.method, "1")  # E
+
+
 isolated_session(Session())  # E
 isolated_session(engine)  # E
 isolated_session()  # E
