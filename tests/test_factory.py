@@ -730,3 +730,13 @@ async def test_a_start_makes_at_most_one_session():
         await scope.start()
         await scope.aclose()
         assert len(made) == count
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.0, "many", [5]])
+def test_a_limit_that_is_no_number_of_units_is_refused(limit):
+    """When the scope is made; ``True`` and ``1.0`` are no numbers of units either."""
+    with pytest.raises(LimitError) as caught:
+        TaskScope(AsyncSession, name="t", limit=limit)
+
+    assert caught.value.what == f"limit is {limit!r}"
+    assert caught.value.why == 'it is "pool", a number from 1, or None for no limit'
