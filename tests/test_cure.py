@@ -435,6 +435,12 @@ ARGUMENTS = {
         "{key: value for key, value in ctx.items() if key != 'a'}",
     ),
     "odd key in a dict": ("", "ctx = {Item: [session]}", "ctx", ""),
+    "deep list": (
+        "",
+        "ctx = [session]\n    for _ in range(19): ctx = [ctx]",
+        "ctx",
+        f"del ctx{'[0]' * 13}  # before the call",
+    ),
     "dict of an object": (PLAIN, "ctx = Ctx({'s': session})", "ctx", "ctx.session.pop('s')  # before the call"),
     "user dict": ("", "ctx = collections.UserDict(s=session)", "ctx", "ctx.data.pop('s')  # before the call"),
     "chain map": ("", "ctx = collections.ChainMap({'s': session})", "ctx", "ctx.maps[0].pop('s')  # before the call"),
@@ -750,6 +756,76 @@ async def test_a_function_is_given_the_session_of_the_unit(snippets, case):
     assert cure == cured
 
 
+AFTER_COMMIT = {
+    "session": ("work, session", "work"),
+    "dict": ("work, {'a': 1, 'b': session}", "work, {'a': 1}"),
+    "partial": ("functools.partial(inner, session), 1", "inner, 1"),
+    "coroutine": ("work, inner(session, 1)", "inner, 1"),
+}
+
+
+@pytest.mark.parametrize("case", AFTER_COMMIT)
+async def test_a_unit_that_waits_for_a_commit(snippets, case):
+    """``spawn_after_commit`` has the parent's session as its first argument, which stays."""
+    arguments, cured = AFTER_COMMIT[case]
+
+    cure = await snippets.cured(f"""
+        async def inner(session, number):
+            return await one(session)
+
+        async def work(session, ctx=None):
+            return await one(session)
+
+        async def main():
+            session = outer()
+            await session.connection()
+            guilty = scope.spawn_after_commit(session, {arguments})
+            await session.commit()
+            return await guilty
+        """)
+
+    assert cure == f"scope.spawn_after_commit(session, {cured})"
+
+
+async def test_a_coroutine_for_in_session(snippets):
+    """There is nothing to spawn: it is made inside of the function."""
+    error = await snippets.refusal(f"""{HEAD}
+async def inner(session): ...
+
+@isolated_session(Session)
+async def work(session, coro): ...
+
+async def main():
+    return await work.in_session(outer(), inner(outer()))
+""")
+
+    assert re.fullmatch(
+        r"await inner\(.*\)  # in work\(\), in place of arg 1: with the session of the unit", error.cure
+    )
+
+
+async def test_a_helper_in_the_closure_is_given_the_session(snippets):
+    """It is not the function that is spawned which has to change its first line."""
+    source = f"""{HEAD}
+async def main():
+    session = outer()
+    async def helper():
+        return await one(session)
+    async def work(own):
+        return await helper()
+    return await scope.spawn(work)
+"""
+    error = await snippets.refusal(source)
+
+    assert error.cure == "async def helper(session):  # work() calls it with the session of the unit"
+    assert (
+        await snippets.run(
+            source.replace("await helper()", "await helper(own)").replace("helper():", "helper(session):")
+        )
+        == 1
+    )
+
+
 async def test_the_other_cure_of_a_copyable_object(snippets):
     """The comment behind the call is a line for the class, which cures it as well."""
     source = HEAD + STARTS["work("].format(definitions=DATACLASS, before="ctx = Ctx(session)", argument="ctx")
@@ -902,6 +978,11 @@ GENERIC = {
     "deep": ("ctx = {'items': await stored(session)}", "scope.spawn(work, ctx)", "arg 1 -> ['items'][0]"),
     "odd key": ("ctx = {Item: (await stored(session))[0]}", "scope.spawn(work, ctx)", "arg 1 -> [<DeclarativeMeta>]"),
     "dict key": ("ctx = {(await stored(session))[0]: 1}", "scope.spawn(work, ctx)", "arg 1 -> .keys()"),
+    "list of another class": (
+        "class Items(list): ...\nitems = Items(await stored(session))",
+        "scope.spawn(work, items)",
+        "arg 1 -> [0]",
+    ),
     "stars": ("items = await stored(session)", "scope.spawn(work, *items[:1])", "arg 1"),
     "object": (
         "class Ctx: ...\nctx = Ctx()\nctx.item = (await stored(session))[0]",

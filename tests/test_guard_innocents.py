@@ -787,6 +787,34 @@ async def test_what_belongs_to_this_package_passes(LiteSession, statements):
     assert statements == []
 
 
+async def test_what_is_shared_by_design_may_know_a_session(LiteSession):
+    """A request's exit stack, a thread local, a future, a context variable, a weak reference, a class, a module."""
+    session = LiteSession()
+    stack = contextlib.AsyncExitStack()
+    stack.push_async_callback(session.close)
+    with_stack = request()
+    with_stack.scope["fastapi_inner_astack"] = stack
+    local = threading.local()
+    local.session = session
+    future = concurrent.futures.Future()
+    future.set_result(session)
+    done = asyncio.get_running_loop().create_future()
+    done.set_result(session)
+    context = contextvars.copy_context()
+    context.run(contextvars.ContextVar("with_session").set, session)
+    module = types.ModuleType("with_session")
+    module.session = session
+
+    class Repo:
+        shared = session
+
+    assert (
+        looked_at([with_stack, stack, local, future, done, context, weakref.ref(session), module, Repo, Repo()]) == []
+    )
+
+    await stack.aclose()
+
+
 async def test_a_mock_that_remembers_a_session_passes(LiteSession):
     """It was called with one in a test; that is no way to use it."""
     notify = mock.AsyncMock()

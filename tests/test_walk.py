@@ -7,8 +7,12 @@ import functools
 import types
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import declarative_base, relationship
 
 from sa_isolated_tasks._walk import Node, _snapshot, are_scalars, bases_of, is_scalar, stored_in, walk
+
+ModelBase = declarative_base()
 
 
 class Leaf:
@@ -187,6 +191,34 @@ def test_application_objects_are_not_entered():
 
     assert paths_to(leaf, App()) == []
     assert paths_to(leaf, NotAnApp()) == ["arg 1.state"]
+
+
+def test_a_collection_of_instances_does_not_lead_to_its_mapper():
+    """What SQLAlchemy puts into it is not looked at; its items are."""
+
+    class Parent(ModelBase):
+        __tablename__ = "walked_parents"
+        id = sa.Column(sa.Integer, primary_key=True)
+        children = relationship("Child")
+
+    class Child(ModelBase):
+        __tablename__ = "walked_children"
+        id = sa.Column(sa.Integer, primary_key=True)
+        parent_id = sa.Column(sa.ForeignKey(Parent.id))
+
+    parent = Parent(children=[Child(), Child()])
+
+    found = [type(each).__name__ for each in visited(parent)]
+
+    assert sorted(found) == [
+        "Child",
+        "Child",
+        "InstanceState",
+        "InstanceState",
+        "InstanceState",
+        "InstrumentedList",
+        "Parent",
+    ]
 
 
 def test_a_running_generator_has_no_arguments_any_more():

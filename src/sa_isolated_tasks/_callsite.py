@@ -91,6 +91,11 @@ class Source:
     def having(self, expression: str | ast.expr) -> str:
         return self._call_with(ast.parse(expression, mode="eval").body if isinstance(expression, str) else expression)
 
+    def spawning(self, offset: int, call: ast.Call) -> str:
+        """The call with another function and its arguments behind the *offset* - 1 first arguments."""
+        args = [*self.call.args[: offset - 1], call.func, *call.args]
+        return ast.unparse(ast.Call(self.call.func, args, call.keywords))
+
     def _call_with(self, new: ast.expr | None) -> str:
         args = [new if arg is self.argument else arg for arg in self.call.args]
         pairs = [

@@ -87,8 +87,8 @@ def cure_for(finding: Finding, site: CallSite) -> str:
     # A holder of a kind that cannot do without it is what has to be left out itself.
     for length in range(len(finding.path), 1, -1):
         part = replace(finding, path=finding.path[:length])
-        cure = _CURES[part.last.kind](part, source, site) if part.last.kind in _CURES else None
-        if cure is not None:
+        cure = part.last.kind in _CURES and _CURES[part.last.kind](part, source, site)
+        if cure:
             return cure
     return _leave_out(finding, source)
 
@@ -137,10 +137,10 @@ def _from_container(finding: Finding, source: Source | None, site: CallSite) -> 
     name = site.name_of(finding.last.value)
     if finding.is_direct:
         container = _container_without(finding, source.text, name)
-        return None if container is None else source.having(container)
+        return container and source.having(container)
     place = _place_of(finding, source)
-    statement = None if place is None else _statement_without(finding, place, name)
-    return None if statement is None else f"{statement}  # before the call"
+    statement = place and _statement_without(finding, place, name)
+    return statement and f"{statement}  # before the call"
 
 
 def _container_without(finding: Finding, source: str, name: str | None) -> str | None:
@@ -250,8 +250,8 @@ def _from_partial(finding: Finding, source: Source | None, _site: CallSite) -> s
     position = key if isinstance(key, int) else len(args)
     before, after = args[:position], args[position + 1 :]
     if finding.root.kind == "owner":
-        given = [function, *before, *after, *source.call.args[1:]]
-        return ast.unparse(ast.Call(source.call.func, given, [*keywords, *source.call.keywords]))
+        given = [*before, *after, *source.call.args[finding.offset :]]
+        return source.spawning(finding.offset, ast.Call(function, given, [*keywords, *source.call.keywords]))
     # The session comes first when it is called; what stood behind it has to keep out of its way.
     named = [ast.keyword(name, arg) for name, arg in zip(parameters[position + 1 :], after, strict=False)]
     new = source.having(ast.Call(call.func, [function, *before], [*named, *keywords]))
@@ -267,22 +267,22 @@ def _partial_of(partial: functools.partial[Any], parameters: list[str], key: int
     return f"functools.partial({', '.join(given)})"
 
 
-def _from_unstarted(finding: Finding, source: Source | None, _site: CallSite) -> str:
+_CODES = {"coroutine": "cr_code", "generator": "gi_code", "async generator": "ag_code"}
+
+
+def _from_unstarted(finding: Finding, source: Source | None, site: CallSite) -> str:
     """``spawn(run, work(session, 1))`` becomes ``spawn(work, 1)``: the function, not a coroutine that has a session."""
     word, name, variable = finding.last.key
-    code: types.CodeType = next(
-        getattr(finding.holder, name) for name in ("cr_code", "gi_code", "ag_code") if hasattr(finding.holder, name)
-    )
+    code: types.CodeType = getattr(finding.holder, _CODES[word])
     if variable in code.co_freevars:
         return _with_parameter(code, variable, finding)
     call = source.call_of(name) if source is not None and finding.is_direct else None
-    is_first = _parameters(code)[:1] == [variable]
-    if source is not None and call is not None and word == "coroutine" and is_first and finding.offset == 1:
+    is_body = word == "coroutine" and _parameters(code)[:1] == [variable]
+    if source is not None and call is not None and is_body and site.callee.startswith("spawn"):
         keywords = [keyword for keyword in call.keywords if keyword.arg != variable]
         args = call.args[1:] if len(keywords) == len(call.keywords) else call.args
-        return ast.unparse(ast.Call(source.call.func, [call.func, *args], keywords))
-    made = f"{name}(...)" if call is None else ast.unparse(call)
-    made = f"await {made}" if word == "coroutine" else made
+        return source.spawning(finding.offset, ast.Call(call.func, args, keywords))
+    made = ("await " if word == "coroutine" else "") + (f"{name}(...)" if call is None else ast.unparse(call))
     place = f"its parameter {finding.parameter!r}" if finding.parameter else finding.root.text
     return f"{made}  # in {finding.name}(), in place of {place}: with the session of the unit"
 
@@ -365,7 +365,7 @@ def _keys_in_place(finding: Finding, source: Source) -> str | None:
     if not finding.is_direct:
         return None
     if last.kind in {"item", "member"}:
-        are_alike = type(finding.holder) in _PLAIN_CONTAINERS and len({*map(type, finding.holder)}) == 1
+        are_alike = type(finding.holder) in {list, tuple, set, frozenset} and len({*map(type, finding.holder)}) == 1
         return f"[{_key_of(finding, 'item')} for item in {source.text}]" if are_alike else None
     key = _key_of(finding, source.text + last.text)
     if last.kind == "value" and _is_plain(last.key):
@@ -373,9 +373,6 @@ def _keys_in_place(finding: Finding, source: Source) -> str | None:
     if last.kind == "field":
         return f"{source.text}._replace({last.key}={key})"
     return _copy_with(_class_of(finding.holder), last.key, source.text, key) if last.kind == "attribute" else None
-
-
-_PLAIN_CONTAINERS = (list, tuple, set, frozenset)
 
 
 def _key_of(finding: Finding, source: str) -> str:

@@ -322,24 +322,16 @@ def _builtin_method(value: types.BuiltinMethodType, _room: int) -> Iterator[Chil
     yield "self", None, value.__self__
 
 
-def _coroutine(value: types.CoroutineType[Any, Any, Any], _room: int) -> Iterator[Child]:
-    return _variables("coroutine", value.__name__, value.cr_frame)
-
-
-def _generator(value: types.GeneratorType[Any, Any, Any], _room: int) -> Iterator[Child]:
-    return _variables("generator", value.__name__, value.gi_frame)
-
-
-def _async_generator(value: types.AsyncGeneratorType[Any, Any], _room: int) -> Iterator[Child]:
-    return _variables("async generator", value.__name__, value.ag_frame)
-
-
-def _variables(word: str, name: str, frame: types.FrameType | None) -> Iterator[Child]:
+def _unstarted(word: str, attribute: str) -> _Reader:
     """The arguments and the closure of what has not begun to run; afterwards it has variables of its own."""
-    if frame is None or frame.f_lasti > _last_before_the_body(frame.f_code):
-        return
-    for variable, item in list(frame.f_locals.items()):
-        yield "local", (word, name, variable), item
+
+    def read(value: Any, _room: int) -> Iterator[Child]:
+        frame: types.FrameType | None = getattr(value, attribute)
+        if frame is not None and frame.f_lasti <= _last_before_the_body(frame.f_code):
+            for variable, item in list(frame.f_locals.items()):
+                yield "local", (word, value.__name__, variable), item
+
+    return read
 
 
 def _last_before_the_body(code: types.CodeType) -> int:
@@ -350,7 +342,7 @@ def _last_before_the_body(code: types.CodeType) -> int:
 _SHARED: tuple[_Class, ...] = (
     # What is shared by design, or leads to the whole process.
     *(type, types.ModuleType, types.CodeType, types.FrameType, types.TracebackType),
-    *(asyncio.AbstractEventLoop, asyncio.Future, concurrent.futures.Future, concurrent.futures.Executor),
+    *(asyncio.AbstractEventLoop, concurrent.futures.Future, concurrent.futures.Executor),
     *(threading.Thread, threading.local, logging.Logger, logging.Handler, re.Pattern, re.Match),
     *(contextvars.ContextVar, contextvars.Context, contextvars.Token, weakref.ReferenceType, *weakref.ProxyTypes),
     # The exit stack of a request knows the sessions of its dependencies.
@@ -394,9 +386,9 @@ _READERS: dict[int, _Reader] = {
     id(types.MethodType): _method,
     id(types.BuiltinMethodType): _builtin_method,
     id(types.MethodWrapperType): _builtin_method,
-    id(types.CoroutineType): _coroutine,
-    id(types.GeneratorType): _generator,
-    id(types.AsyncGeneratorType): _async_generator,
+    id(types.CoroutineType): _unstarted("coroutine", "cr_frame"),
+    id(types.GeneratorType): _unstarted("generator", "gi_frame"),
+    id(types.AsyncGeneratorType): _unstarted("async generator", "ag_frame"),
 }
 # These hold nothing else, unless a class is derived from them.
 _PLAIN: dict[int, _Reader] = {id(cls): _READERS[id(cls)] for cls in (list, tuple, dict, set, frozenset, deque)}
