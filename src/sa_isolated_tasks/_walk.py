@@ -343,7 +343,7 @@ _SHARED: tuple[_Class, ...] = (
     # What is shared by design, or leads to the whole process.
     *(type, types.ModuleType, types.CodeType, types.FrameType, types.TracebackType),
     *(asyncio.AbstractEventLoop, concurrent.futures.Future, concurrent.futures.Executor),
-    *(threading.Thread, threading.local, logging.Logger, logging.Handler, re.Pattern, re.Match),
+    *(threading.Thread, logging.Logger, logging.Handler, re.Pattern, re.Match),
     *(contextvars.ContextVar, contextvars.Context, contextvars.Token, weakref.ReferenceType, *weakref.ProxyTypes),
     # The exit stack of a request knows the sessions of its dependencies.
     *(contextlib.ExitStack, contextlib.AsyncExitStack),
