@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import re
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -36,8 +38,43 @@ def test_an_error_says_what_where_why_and_how_to_cure_it():
 
 
 def test_an_error_leaves_out_what_it_does_not_know():
-    """No empty lines."""
-    assert ["[SIT000] what", "  docs: docs/errors.md#sit000"] == str(IsolatedTasksError("what")).splitlines()
+    """No empty lines; where the error was made for is always known."""
+    error = IsolatedTasksError("what")
+
+    assert re.fullmatch(r".*test_exceptions\.py:\d+", error.where)
+    assert ["[SIT000] what", f"  at:   {error.where}", "  docs: docs/errors.md#sit000"] == str(error).splitlines()
+
+
+async def test_an_error_that_the_event_loop_has_made_has_no_place():
+    """A frame of asyncio is no line of the user's."""
+    errors = []
+    loop = asyncio.get_running_loop()
+
+    loop.call_soon(_make_error_in_the_package, errors)
+    await asyncio.sleep(0)
+
+    assert [""] == [error.where for error in errors]
+
+
+def _make_error_in_the_package(errors):
+    errors.append(IsolatedTasksError("what"))
+
+
+_make_error_in_the_package = FunctionType(  # as if it stood in the package
+    _make_error_in_the_package.__code__, {**globals(), "__name__": "sa_isolated_tasks._test"}
+)
+
+
+def test_an_exception_whose_repr_raises_is_described_all_the_same():
+    """A note about it must not raise in its turn."""
+
+    class Odd(Exception):
+        def __repr__(self):
+            raise RuntimeError
+
+        __str__ = __repr__
+
+    assert "Odd" in exceptions.describe(Odd())
 
 
 @pytest.mark.parametrize("make", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])

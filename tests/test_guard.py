@@ -730,7 +730,7 @@ async def reopened_and_closed(Session):
     return session
 
 
-CLOSED = "a closed session (AsyncSession, closed or reset since its last transaction)"
+CLOSED = "a session (AsyncSession) that was closed, or emptied, since its last transaction"
 PHASES = {
     closed_session: CLOSED,
     closed_without_transaction: CLOSED,

@@ -210,32 +210,65 @@ async def test_two_units_that_wait_for_a_third_of_the_queue_end(scope_of):
     assert [42, 42] == [a.result(), b.result()]
 
 
-async def test_a_lender_goes_on_only_with_a_slot(scope_of):
-    """While another unit has the slot, the lender waits for it though what it awaited has ended."""
-    steps = []
-    reached, release = asyncio.Event(), asyncio.Event()
+async def test_what_a_lender_waits_for_starts_before_others(server, make_engine):
+    """
+    Six parents lock the same row, and each awaits a child: the child of who has the lock starts, though five parents
+    stand before it in the queue, and would take every slot to wait for the lock.
+    """
+    engine = make_engine(server)
+    await reset(engine)
+    session = session_maker(engine)
+    async with session() as setup, setup.begin():
+        setup.add(Item(id=1, name="a"))
 
-    async def lender(_session):
-        steps.append("lends")
-        await scope.spawn(answer)
-        steps.append("goes on")
+    async def parent(own):
+        await own.execute(sa.update(Item).values(amount=1))
+        return await scope.spawn(answer)
 
-    async def occupant(_session):
-        steps.append("occupied")
-        reached.set()
+    async with TaskScope(session, name="t", drain_timeout=20) as scope:
+        handles = [scope.spawn(parent) for _ in range(6)]
+
+    assert [42] * 6 == [handle.result() for handle in handles]
+
+
+async def test_awaited_children_need_no_more_connections_than_their_parents(postgresql, make_engine):
+    """Forty parents in a transaction await a child each, over a pool of 5: nobody gets a pool timeout."""
+    session = session_maker(make_engine(postgresql, pool_size=5, max_overflow=5, pool_timeout=1))
+
+    async def read(own):
+        return (await own.execute(sa.text("select 1"))).scalar()
+
+    async def parent(own):
+        await read(own)
+        return await scope.spawn(read)
+
+    async with TaskScope(session, name="t") as scope:
+        handles = [scope.spawn(parent) for _ in range(40)]
+
+    assert [1] * 40 == [handle.result() for handle in handles]
+
+
+async def test_a_helper_that_outlives_its_unit_takes_no_slot(scope_of):
+    """Its wait for a handle is given up after the unit has ended: the slot that the unit lent is free for others."""
+    release, left = asyncio.Event(), asyncio.Event()
+
+    async def slow(_session):
         await release.wait()
-        steps.append("left")
 
+    async def unit(_session):
+        helpers.append(asyncio.create_task(_await(scope.spawn(slow))))
+        await asyncio.sleep(0)
+
+    helpers = []
     async with scope_of() as scope:
-        scope.spawn(occupant_first := lender)
-        scope.spawn(occupant)
-        await reached.wait()
-        for _ in range(10):
-            await asyncio.sleep(0)
+        handle = scope.spawn(unit)
+        handle.add_done_callback(lambda _: left.set())
+        await left.wait()
+        helpers[0].cancel()
         release.set()
+        follower = scope.spawn(answer)
 
-    assert occupant_first is lender
-    assert ["lends", "occupied", "left", "goes on"] == steps
+    assert 42 == follower.result()
 
 
 async def test_a_lender_that_is_cancelled_goes_on_at_once(scope_of):

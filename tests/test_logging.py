@@ -20,6 +20,7 @@ from sa_isolated_tasks import (
     UnitCancelledError,
     UnitEnded,
     UnitStarted,
+    isolated_session,
 )
 
 SECRET = "the value of an argument"
@@ -202,6 +203,52 @@ async def test_a_listener_that_raises_is_logged_and_changes_nothing(LiteSession,
     assert 2 == sum(message == "a listener raised: Broken" for _, message in lines(log))
 
 
+class Failing:
+    """Raises what no ``except Exception`` catches, as the ``fail()`` of a test does."""
+
+    def unit_started(self, event, /):
+        raise asyncio.CancelledError
+
+    unit_ended = scope_waiting = unit_started
+
+
+class BrokenHandler(logging.Handler):
+    """A handler of the log that raises."""
+
+    def emit(self, record):
+        raise OSError("handler")
+
+
+@pytest.mark.parametrize("body", [add, fail])
+async def test_nothing_that_a_listener_or_the_log_does_changes_a_unit(LiteSession, log, body):
+    """Neither a BaseException nor a broken handler of the log: the body runs, the state is true, leaving ends."""
+    handler = BrokenHandler()
+    logging.getLogger("sa_isolated_tasks").addHandler(handler)
+    try:
+        handle = await run(LiteSession, body, listeners=[Failing()])
+        isolated = isolated_session(LiteSession)(add)
+        await isolated("called")
+    finally:
+        logging.getLogger("sa_isolated_tasks").removeHandler(handler)
+
+    assert (TaskState.SUCCEEDED if body is add else TaskState.FAILED) is handle.state
+
+
+async def test_an_exception_that_is_false_has_its_traceback_in_the_log(LiteSession, log):
+    """``logging`` asks an exception whether it is true; some are not."""
+
+    class Empty(Exception):
+        def __bool__(self):
+            return False
+
+    async def body(_session, _name):
+        raise Empty
+
+    await run(LiteSession, body)
+
+    assert Empty is log.records[-1].exc_info[0]
+
+
 async def test_a_scope_has_one_logging_listener(LiteSession, log):
     """Giving one replaces the one that is there by default: no line comes twice."""
     await run(LiteSession, add, listeners=[LoggingListener(), Recorder()])
@@ -218,6 +265,19 @@ def test_a_listener_needs_all_its_methods():
 
     with pytest.raises(DeclarationError, match="Half has no unit_ended, scope_waiting"):
         TaskScope(lambda: None, name="t", listeners=[Half()])
+
+
+def test_the_methods_of_a_listener_are_not_coroutine_functions():
+    """Nobody would await them."""
+
+    class Async:
+        async def unit_started(self, event):
+            pass
+
+        unit_ended = scope_waiting = unit_started
+
+    with pytest.raises(DeclarationError, match="Async has an `async def` unit_started"):
+        TaskScope(lambda: None, name="t", listeners=[Async()])
 
 
 def test_waiting_is_a_warning_with_names(caplog):

@@ -338,7 +338,7 @@ async def test_raise_notes_failures_on_an_exception_that_is_under_way(scope_of):
             await scope.drain()
             raise KeyError("block")
 
-    assert ["scope t: ValueError('no')"] == caught.value.__notes__
+    assert ["scope t: ValueError: no"] == caught.value.__notes__
 
 
 async def test_cancel_cancels_the_rest_and_the_block(scope_of):
@@ -684,7 +684,7 @@ async def test_a_failing_unit_after_the_hosts_cancellation_is_noted(scope_of):
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
 
-    assert ["scope t: ValueError('clean-up')"] == caught.value.__notes__
+    assert ["scope t: ValueError: clean-up"] == caught.value.__notes__
 
 
 async def test_start_opens_at_once_with_and_without_await(scope_of):
@@ -816,6 +816,96 @@ async def test_an_inner_scope_in_a_unit_may_wait_for_units_of_the_outer(scope_of
         handle = scope.spawn(outer)
 
     assert 42 == handle.result()
+
+
+async def test_a_unit_that_leaves_an_inner_scope_keeps_its_slot(scope_of):
+    """Units of another scope need no slot of this one: with one slot, one unit is open at a time."""
+    open_now, most = set(), []
+
+    async def outer(_session, number):
+        open_now.add(number)
+        most.append(len(open_now))
+        async with scope_of(name="inner", limit=1) as inner:
+            inner.spawn(answer)
+        open_now.remove(number)
+
+    async with scope_of(limit=1) as scope:
+        for number in range(3):
+            scope.spawn(outer, number)
+
+    assert [1, 1, 1] == most
+
+
+async def test_two_units_that_drain_do_not_wait_for_each_other(scope_of):
+    """Each waits for all but those that wait as it does."""
+
+    async def drainer(_session):
+        await scope.drain()
+        return "drained"
+
+    async with scope_of() as scope:
+        handles = [scope.spawn(drainer) for _ in range(2)]
+
+    assert ["drained"] * 2 == [handle.result() for handle in handles]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_unit_that_drains_waits_for_its_spawner_unless_that_waits_for_it(scope_of, waits):
+    """Its spawner is a unit like any other; but one that awaits it is exempt, or both would wait for ever."""
+    steps = []
+
+    async def child(_session):
+        await scope.drain()
+        steps.append("child")
+
+    async def parent(_session):
+        handle = scope.spawn(child)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        if waits:
+            await handle
+        steps.append("parent")
+
+    async with scope_of() as scope:
+        scope.spawn(parent)
+
+    assert (["child", "parent"] if waits else ["parent", "child"]) == steps
+
+
+def test_an_eager_unit_that_ends_the_program_ends(sqlite):
+    """SystemExit before the first suspension of an eager task: the unit has failed, and nobody waits for it."""
+    if not hasattr(asyncio, "eager_task_factory"):
+        pytest.skip("Python 3.11 has no eager tasks")
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async def leave(_session):
+        raise SystemExit(3)
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        engine = create_async_engine(sqlite.url)
+        async with TaskScope(session_maker(engine), name="t", cancel_timeout=60) as scope:
+            handles.append(scope.spawn(leave))
+
+    handles = []
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+
+    assert TaskState.FAILED is handles[0].state
+
+
+async def test_a_task_factory_that_raises_fails_the_unit(scope_of):
+    """The unit that could not be started has failed; the next ones start."""
+
+    def broken(_loop, coroutine, **_options):
+        asyncio.get_running_loop().set_task_factory(None)
+        raise OSError("no task")
+
+    async with scope_of(limit=1) as scope:
+        asyncio.get_running_loop().set_task_factory(broken)
+        handles = [scope.spawn(answer) for _ in range(2)]
+
+    assert ["no task", 42] == [str(handles[0].exception()), handles[1].result()]
 
 
 async def test_drain_leaves_the_scope_open(scope_of):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
+from collections import deque
 
 import anyio
 import pytest
@@ -357,7 +358,7 @@ async def test_a_rollback_that_fails_is_a_note_on_the_error(LiteSession, monkeyp
     with pytest.raises(ValueError, match="first") as caught:
         await unit_of(LiteSession, body).run()
 
-    assert ["the rollback failed too: OSError('second')"] == caught.value.__notes__
+    assert ["the rollback failed too: OSError: second"] == caught.value.__notes__
 
 
 class Unclosable(AsyncSession):
@@ -398,7 +399,7 @@ async def test_a_close_that_fails_after_an_error_is_a_note_on_it(UnclosableSessi
     with pytest.raises(ValueError, match="first") as caught:
         await unit_of(UnclosableSession, body).run()
 
-    assert ["closing the session failed too: OSError('cannot close')"] == caught.value.__notes__
+    assert ["closing the session failed too: OSError: cannot close"] == caught.value.__notes__
 
 
 class SlowlyClosing(AsyncSession):
@@ -459,9 +460,31 @@ async def test_a_coroutine_that_is_collected_does_no_io(LiteSession):
     coroutine = unit_of(LiteSession, body).run()
     coroutine.send(None)
 
-    coroutine.close()
+    await asyncio.to_thread(coroutine.close)
 
     assert coroutine.cr_frame is None
+
+
+@pytest.mark.parametrize("managed", [False, True])
+async def test_a_body_may_raise_even_generator_exit(engine, Session, names_in_table, managed):
+    """That is no sign that nothing can be awaited: it is rolled back and closed as for any other exception."""
+
+    @contextlib.asynccontextmanager
+    async def get_session():
+        async with Session() as session:
+            yield session
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        raise GeneratorExit
+
+    unit = unit_of(get_session if managed else Session, body)
+    with pytest.raises((GeneratorExit, RuntimeError)):
+        await unit.run()
+
+    assert [] == await names_in_table(engine)
+    assert (Outcome.ROLLED_BACK, 0) == (unit.outcome, engine.pool.checkedout())
 
 
 async def test_a_coroutine_with_a_context_manager_that_is_collected_does_no_io(LiteSession):
@@ -481,7 +504,7 @@ async def test_a_coroutine_with_a_context_manager_that_is_collected_does_no_io(L
     coroutine = unit_of(Manager, body).run()
     coroutine.send(None)
 
-    coroutine.close()
+    await asyncio.to_thread(coroutine.close)
 
     assert [] == exits
 
@@ -552,6 +575,69 @@ async def test_an_expired_instance_as_the_result_is_warned_about(engine, Session
 
     assert __file__ == seen[0].filename
     assert make.__code__.co_firstlineno == seen[0].lineno
+
+
+@pytest.mark.parametrize("wrap", [lambda item: deque([item]), lambda item: {item: 1}], ids=["deque", "key"])
+async def test_an_expired_instance_in_an_unusual_place_is_warned_about_too(LiteSession, wrap):
+    """A deque, the keys of a dict: one level deep, wherever it is."""
+
+    async def make(session):
+        item = Item(name="a")
+        session.add(item)
+        return wrap(item)
+
+    with pytest.warns(IsolatedTasksWarning, match="expired"):
+        await unit_of(LiteSession, make).run()
+
+
+async def test_an_expired_instance_in_a_row_is_warned_about(LiteSession):
+    """A Row is no tuple, but holds instances all the same."""
+
+    async def find(session):
+        session.add(Item(name="a"))
+        await session.flush()
+        return (await session.execute(sa.select(Item))).first()
+
+    with pytest.warns(IsolatedTasksWarning, match="expired"):
+        await unit_of(LiteSession, find).run()
+
+
+async def test_a_result_whose_attributes_raise_is_left_alone(LiteSession):
+    """A proxy without an object behind it: nothing of it is asked."""
+
+    class Proxy:
+        @property
+        def __dict__(self):
+            raise RuntimeError
+
+    async def body(_session):
+        return Proxy()
+
+    assert isinstance(await unit_of(LiteSession, body).run(), Proxy)
+
+
+async def test_a_body_whose_own_commit_dies_leaves_the_outcome_unknown(psycopg, make_engine):
+    """As for the unit's commit: the server ends the connection during COMMIT."""
+    engine, killer = make_engine(psycopg), make_engine(psycopg)
+
+    async def terminate(pid):
+        async with killer.connect() as connection:
+            await connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+
+    async def body(session):
+        pid = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
+
+        @event.listens_for(engine.sync_engine, "commit")
+        def _terminate(connection):
+            connection.connection.dbapi_connection.run_async(lambda _: terminate(pid))
+
+        await session.commit()
+
+    unit = unit_of(session_maker(engine), body)
+    with pytest.raises(DBAPIError):
+        await unit.run()
+
+    assert Outcome.UNKNOWN is unit.outcome
 
 
 async def test_an_attached_instance_as_the_result_is_warned_about(LiteSession):

@@ -7,7 +7,8 @@ from time import perf_counter
 from typing import TypeVar
 
 from sa_isolated_tasks._events import UnitEnded, UnitStarted
-from sa_isolated_tasks._logging import LoggingListener
+from sa_isolated_tasks._logging import LoggingListener, notify
+from sa_isolated_tasks._protect import times_cancelled
 from sa_isolated_tasks._types import TaskState
 from sa_isolated_tasks._unit import Unit
 
@@ -15,18 +16,20 @@ __all__ = ["run_call"]
 
 R = TypeVar("R")
 
-_LOG = LoggingListener()
+_LISTENERS = (LoggingListener(),)
 
 
 async def run_call(name: str, unit: Unit[R]) -> R:
     """Runs *unit* to its end in the task that awaits this; what it raises comes out as it is."""
-    _LOG.unit_started(UnitStarted("", name, 0.0))
+    begun = UnitStarted("", name, 0.0)
+    notify(_LISTENERS, lambda listener: listener.unit_started(begun))
     started = perf_counter()
-    asked = _times_cancelled()
+    asked = times_cancelled()
 
     def end(state: TaskState, failure: BaseException | None = None, reason: str = "") -> None:
         timing = unit.timing(perf_counter() - started, 0.0)
-        _LOG.unit_ended(UnitEnded("", name, state, unit.outcome, unit.commits, timing, failure, reason, ""))
+        ended = UnitEnded("", name, state, unit.outcome, unit.commits, timing, failure, reason, "")
+        notify(_LISTENERS, lambda listener: listener.unit_ended(ended))
 
     try:
         result = await unit.run()
@@ -34,15 +37,10 @@ async def run_call(name: str, unit: Unit[R]) -> R:
         end(TaskState.CANCELLED, reason="its coroutine was closed")
         raise
     except BaseException as error:
-        if isinstance(error, asyncio.CancelledError) and _times_cancelled() > asked:
+        if isinstance(error, asyncio.CancelledError) and times_cancelled() > asked:
             end(TaskState.CANCELLED, reason="its task was cancelled")
         else:
             end(TaskState.FAILED, error)
         raise
     end(TaskState.SUCCEEDED)
     return result
-
-
-def _times_cancelled() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()

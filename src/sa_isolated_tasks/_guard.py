@@ -232,7 +232,7 @@ def _judge_session(value: AsyncSession | Session, own: Session | None) -> _Judge
     phase = phase_of(session)
     name = type(value).__name__
     if phase is Phase.CLOSED:
-        return f"a closed session ({name}, closed or reset since its last transaction)", ClosedSessionError
+        return f"a session ({name}) that was closed, or emptied, since its last transaction", ClosedSessionError
     if phase is Phase.FRESH:
         return f"a session ({name})", SessionPassedError
     return f"a session ({name}, {phase.value})", SessionPassedError

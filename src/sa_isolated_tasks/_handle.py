@@ -45,6 +45,7 @@ class Entry:
         "context",
         "drop_reason",
         "exception",
+        "is_taken",
         "number",
         "parent",
         "result",
@@ -83,6 +84,8 @@ class Entry:
         self.result: Any = None
         self.exception: BaseException | None = None
         self.retrieved = False
+        # Out of the queue: its task is being made.
+        self.is_taken = False
         self.cancel_reason: str | None = None
         self.drop_reason: str | None = None
         self.parent: ParentTransaction | None = None
@@ -94,6 +97,10 @@ class Entry:
     @property
     def name(self) -> str:
         return f"{self._name}#{self.number}"
+
+    @property
+    def is_queued(self) -> bool:
+        return self.state is TaskState.QUEUED and not self.is_taken
 
     @property
     def where(self) -> str:
@@ -205,13 +212,21 @@ class Entry:
             self._waiters = []
         self._waiters.append(waiter)
         seat = current_seat.get()
-        if seat is None or seat.ended:
-            await waiter
-        else:
-            await self._wait_without_slot(seat, waiter)
+        try:
+            if seat is None or seat.ended:
+                await waiter
+            else:
+                await self._wait_without_slot(seat, waiter)
+        finally:
+            self._forget(waiter)
+
+    def _forget(self, waiter: asyncio.Future[None]) -> None:
+        if self._waiters is not None:  # the end of the unit takes them all
+            self._waiters.remove(waiter)
 
     async def _wait_without_slot(self, seat: Seat, waiter: asyncio.Future[None]) -> None:
         """A unit waits for this one: it lends its slot if this one has none, and goes on when it has it back."""
+        self.runner.queue.prefer(self)
         seat.wait_for(self.seat)
         try:
             await waiter

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
 from sa_isolated_tasks._types import TaskState
@@ -45,7 +48,7 @@ class LoggingListener:
             LOGGER.error(
                 "%s failed after %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s",
                 *_figures(event),
-                exc_info=event.exception,
+                exc_info=_exc_info(event.exception),
                 extra=_extra_of_end(event),
             )
             return
@@ -102,6 +105,13 @@ def _figures(event: UnitEnded) -> tuple[object, ...]:
     )
 
 
+def _exc_info(
+    error: BaseException | None,
+) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    # As a tuple: of an exception alone `logging` asks whether it is true, and some are not.
+    return None if error is None else (type(error), error, error.__traceback__)
+
+
 def _extra(event: UnitStarted | UnitEnded) -> dict[str, object]:
     return {"sit_scope": event.scope, "sit_unit": event.unit}
 
@@ -130,12 +140,15 @@ def with_logging(listeners: Sequence[Listener]) -> tuple[Listener, ...]:
         DeclarationError: a listener lacks a method.
     """
     for listener in listeners:
-        missing = [name for name in _METHODS if not callable(getattr(listener, name, None))]
-        if missing:
+        methods = {name: getattr(listener, name, None) for name in _METHODS}
+        missing = [name for name, method in methods.items() if not callable(method)]
+        waiting = [name for name, method in methods.items() if inspect.iscoroutinefunction(method)]
+        if missing or waiting:
+            problem = f"has no {', '.join(missing)}" if missing else f"has an `async def` {', '.join(waiting)}"
             raise DeclarationError(
-                f"the listener {type(listener).__name__} has no {', '.join(missing)}",
-                why="a listener has one method for each event",
-                cure=f"def {missing[0]}(self, event, /) -> None: ...",
+                f"the listener {type(listener).__name__} {problem}",
+                why="a listener has one method for each event, which is called in the event loop and awaits nothing",
+                cure=f"def {(missing or waiting)[0]}(self, event, /) -> None: ...",
             )
     if any(isinstance(listener, LoggingListener) for listener in listeners):
         return tuple(listeners)
@@ -147,5 +160,8 @@ def notify(listeners: Sequence[Listener], tell: Callable[[Listener], None]) -> N
     for listener in listeners:
         try:
             tell(listener)
-        except Exception:
-            LOGGER.exception("a listener raised: %s", type(listener).__name__)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a test's `fail()` and a CancelledError change nothing either
+            with contextlib.suppress(Exception):  # a handler of the log that raises is a listener that raises
+                LOGGER.exception("a listener raised: %s", type(listener).__name__)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
-__all__ = ["finish", "settle"]
+__all__ = ["anyio_shield", "finish", "settle", "times_cancelled"]
 
 _T = TypeVar("_T")
 
@@ -68,7 +68,7 @@ async def settle(
             deadline = min(deadline, loop.time() + patience)
             # Q: Why not just go round again? A: An anyio cancel scope cancels in every turn of the loop, and one core
             # would be busy until the commit is through: test_protect.py::test_anyio_does_not_spin_during_a_commit.
-            shield = _anyio_shield()
+            shield = anyio_shield()
             continue
         if not task.done():
             if give_up is not None:
@@ -86,13 +86,19 @@ def _seconds_until(deadline: float, loop: asyncio.AbstractEventLoop) -> float | 
 async def _wait_a_moment(task: asyncio.Task[Any]) -> None:
     # Its exception, if it has one, comes from having been given up.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    with contextlib.suppress(asyncio.CancelledError), _anyio_shield():
+    with contextlib.suppress(asyncio.CancelledError), anyio_shield():
         await asyncio.wait([task], timeout=_LAST_WORDS)
 
 
-def _anyio_shield() -> AbstractContextManager[Any]:
+def anyio_shield() -> AbstractContextManager[Any]:
     """Anyio is no dependency: if nobody has imported it, no cancel scope of it can be around."""
     anyio = sys.modules.get("anyio")
     if anyio is None:
         return contextlib.nullcontext()
     return cast("AbstractContextManager[Any]", anyio.CancelScope(shield=True))
+
+
+def times_cancelled() -> int:
+    """How many cancellations of the current task are not taken back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -17,14 +16,14 @@ from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
 from sa_isolated_tasks._handle import Entry
 from sa_isolated_tasks._logging import LOGGER, notify
+from sa_isolated_tasks._queue import StartQueue
 from sa_isolated_tasks._slots import Seat, Slots
 from sa_isolated_tasks._types import TaskState, UnitSnapshot
 from sa_isolated_tasks.exceptions import UnitCancelledError, WrongLoopError
 
 __all__ = ["REPORT_INTERVAL", "Runner"]
 
-REPORT_INTERVAL = 30.0
-"""Seconds between two reports of a scope that waits to be quiet."""
+REPORT_INTERVAL = 30.0  # seconds between two reports of a scope that waits to be quiet
 _A_LONG_TIME = 365 * 24 * 3600.0
 
 
@@ -33,15 +32,13 @@ class Runner:
     """
     Runs the units of one scope in one event loop.
 
-    *on_failure* is told of every unit that fails, in the done callback; *patience* is what each unit has after a
-    cancellation.
+    *on_failure* is told of every failure, in the done callback; *patience* is what a unit has after a cancellation.
     """
 
     __slots__ = (
         "_anchor",
         "_arriving",
         "_pumping",
-        "_queue",
         "_quiet_waiters",
         "closed",
         "counts",
@@ -50,6 +47,7 @@ class Runner:
         "name",
         "on_failure",
         "patience",
+        "queue",
         "queued",
         "running",
         "slots",
@@ -66,7 +64,7 @@ class Runner:
     ) -> None:
         self.name = name
         self.loop = asyncio.get_running_loop()
-        self.slots = Slots(limit, self._schedule)
+        self.slots = Slots(limit, self._schedule, self._tell_if_quiet)
         self.listeners = tuple(listeners)
         self.on_failure = on_failure
         self.patience = patience
@@ -79,12 +77,12 @@ class Runner:
         # A cancelled unit stays in the queue until its turn, so `queued` counts those that are left.
         self.queued = 0
         self.running: dict[Entry, None] = {}
-        self._queue: deque[Entry] = deque()
+        self.queue: StartQueue[Entry] = StartQueue()
         self._pumping = False
         # The loop keeps tasks by weak references. It keeps this timer, which never fires, and so all that lives here,
         # though the scope be dropped: test_c31_the_loop_keeps_weak_references.py.
         self._anchor: asyncio.TimerHandle | None = None
-        self._quiet_waiters: list[tuple[asyncio.Future[None], Sequence[Seat]]] = []
+        self._quiet_waiters: list[tuple[asyncio.Future[None], Seat | None]] = []
 
     @property
     def live(self) -> int:
@@ -96,7 +94,7 @@ class Runner:
         return self.queued + len(self.running) + len(self.waiting)
 
     def entries(self) -> list[Entry]:
-        return [*self.running, *(entry for entry in self._queue if entry.state is TaskState.QUEUED)]
+        return [*self.running, *self.queue.units()]
 
     def all_entries(self) -> list[Entry]:
         return [*self.entries(), *self.waiting]
@@ -105,13 +103,22 @@ class Runner:
         return tuple(entry.snapshot() for entry in self.all_entries() if entry.seat is not but)
 
     def is_quiet(self, waiter: Seat | None) -> bool:
-        return self._is_quiet(_chain_of(waiter))
+        """
+        Whether no unit is left that *waiter* has to wait for.
+
+        Not for itself, not for units that wait here too, and not for those around it that wait for it in turn.
+        """
+        if not self.live or waiter is None or waiter.ended:
+            return not self.live
+        exempt = {seat for _, seat in self._quiet_waiters if seat is not None}
+        exempt.update(seat for seat in _chain_of(waiter) if seat is waiter or seat.targets)
+        return self.live <= sum(seat.slots is self.slots and not seat.ended for seat in exempt)
 
     def submit(self, entry: Entry) -> None:
         """Puts a unit into the queue. It starts in a later turn of the loop, never in the spawner's frame."""
         if self._anchor is None:
             self._anchor = self.loop.call_later(_A_LONG_TIME, _nobody_waits, self)
-        self._queue.append(entry)
+        self.queue.append(entry)
         self.queued += 1
         if self.slots.free > 0:
             self._schedule()
@@ -187,22 +194,33 @@ class Runner:
 
     def _pump(self) -> None:
         self._pumping = False
-        while self._queue:
-            if self._queue[0].state is not TaskState.QUEUED:
-                self._queue.popleft()
-            elif self.slots.take():
-                self._start(self._queue.popleft())
-            else:
+        while True:
+            entry = self.queue.first()
+            if entry is None or not self.slots.take():
                 return
+            self._start(entry)
 
     def _start(self, entry: Entry) -> None:
         self.queued -= 1
         self.running[entry] = None
+        entry.is_taken = True
         entry.seat.holds = True
         entry.unit.patience = self.patience
         context = entry.context
         assert context is not None  # noqa: S101 -- only the end of a unit drops it
-        task = context.run(self.loop.create_task, self._main(entry))
+        main = self._main(entry)
+        try:
+            task = context.run(self.loop.create_task, main)
+        except BaseException as error:
+            # A task factory that raises; or an eager task, whose first step runs here, and ends the program.
+            main.close()
+            if entry.exception is None:
+                entry.fail(error)
+            del self.running[entry]
+            self._end(entry)
+            if isinstance(error, Exception):
+                return
+            raise
         task.set_name(entry.name)
         task.add_done_callback(functools.partial(self._task_done, entry))
         if entry.task is None and not task.done():
@@ -214,8 +232,8 @@ class Runner:
         assert task is not None  # noqa: S101 -- a coroutine that runs has one
         entry.start(task)
         started = UnitStarted(self.name, entry.name, entry.queued_seconds)
-        notify(self.listeners, lambda listener: listener.unit_started(started))
         try:
+            notify(self.listeners, lambda listener: listener.unit_started(started))
             entry.succeed(await entry.unit.run())
         except asyncio.CancelledError as error:
             self._cancelled(entry, task, error)
@@ -255,7 +273,7 @@ class Runner:
         if not self.live:
             # A dict keeps the table of its largest size, and the queue the units that were cancelled in it.
             self.running = {}
-            self._queue.clear()
+            self.queue.clear()
             if self._anchor is not None:
                 self._anchor.cancel()
                 self._anchor = None
@@ -272,14 +290,16 @@ class Runner:
         self.counts[state] += 1
         entry.end(state)
         ended = self._ended_event(entry)
-        notify(self.listeners, lambda listener: listener.unit_ended(ended))
-        if state is TaskState.FAILED:
-            self.on_failure(entry)
-        self._tell_if_quiet()
+        try:
+            notify(self.listeners, lambda listener: listener.unit_ended(ended))
+        finally:
+            if state is TaskState.FAILED:
+                self.on_failure(entry)
+            self._tell_if_quiet()
 
     def _tell_if_quiet(self) -> None:
-        for quiet, exempt in self._quiet_waiters:
-            if not quiet.done() and self._is_quiet(exempt):
+        for quiet, waiter in self._quiet_waiters:
+            if not quiet.done() and self.is_quiet(waiter):
                 quiet.set_result(None)
 
     def _ended_event(self, entry: Entry) -> UnitEnded:
@@ -333,35 +353,35 @@ class Runner:
         A unit that waits here lends its slot meanwhile: what it waits for may be in the queue.
         """
         if waiter is None or waiter.ended:
-            await self._until_quiet(())
+            await self._until_quiet(None)
             return
-        # "Everyone else has ended" is waited for like a unit that has no slot.
+        # "Everyone else has ended" is waited for like a unit: one without a slot, if the waiter is of this scope.
         others = Seat(Slots(0, _nobody_waits))
+        others.crowd = True
+        others.holds = not waiter.belongs_to(self.slots)
         waiter.wait_for(others)
         try:
-            await self._until_quiet(_chain_of(waiter))
+            await self._until_quiet(waiter)
             others.leave()
             await waiter.come_back()
         except BaseException:
             waiter.stop_waiting_for(others)
             raise
 
-    async def _until_quiet(self, exempt: Sequence[Seat]) -> None:
+    async def _until_quiet(self, waiter: Seat | None) -> None:
         started = self.loop.time()
         due = started + REPORT_INTERVAL
-        while not self._is_quiet(exempt):
+        while not self.is_quiet(waiter):
             quiet: asyncio.Future[None] = self.loop.create_future()
-            self._quiet_waiters.append((quiet, exempt))
+            self._quiet_waiters.append((quiet, waiter))
+            self._tell_if_quiet()
             try:
                 await asyncio.wait([quiet], timeout=max(due - self.loop.time(), 0))
             finally:
-                self._quiet_waiters.remove((quiet, exempt))
+                self._quiet_waiters.remove((quiet, waiter))
             if self.loop.time() >= due:
                 self._report(self.loop.time() - started)
                 due += REPORT_INTERVAL
-
-    def _is_quiet(self, exempt: Sequence[Seat]) -> bool:
-        return self.live <= sum(seat.slots is self.slots and not seat.ended for seat in exempt)
 
     def _report(self, waited: float) -> None:
         event = ScopeWaiting(self.name, waited, tuple(entry.name for entry in self.entries()))

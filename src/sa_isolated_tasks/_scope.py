@@ -186,6 +186,7 @@ class TaskScope(Spawner):
 
         .. versionadded:: 0.1.0
         """
+        check_seconds("timeout", timeout)
         runner = self._require_runner("drained")
         if not await self._quiet_within(runner, timeout, current_seat.get()):
             names = ", ".join(entry.name for entry in runner.entries())
@@ -257,7 +258,7 @@ class TaskScope(Spawner):
             runner.closed = True
             runner.cancel_all(self._reason_for_cancelling(cause), but=seat)
             quiet, late = await settle(self._quiet_within(runner, self._cancel_timeout, seat))
-            cause = cause or late
+            cause = late if cause is None else cause
             if not quiet:
                 quiet = await self._last_words(runner, seat)
             survivors = () if quiet else runner.snapshots(but=seat)

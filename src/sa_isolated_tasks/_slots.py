@@ -22,16 +22,19 @@ class Slots:
     The slots of one scope.
 
     Units that lent their slot and want it back come before the units in the queue: they may hold connections.
-    *on_free* is called when a slot is left for the queue.
+    *on_free* is called when a slot is left for the queue, *on_wait* when a unit of the scope begins to wait.
     """
 
-    __slots__ = ("free", "limit", "on_free", "returning")
+    __slots__ = ("free", "limit", "on_free", "on_wait", "returning")
 
-    def __init__(self, limit: int | None, on_free: Callable[[], None]) -> None:
+    def __init__(
+        self, limit: int | None, on_free: Callable[[], None], on_wait: Callable[[], None] = lambda: None
+    ) -> None:
         self.limit = limit
         self.free: float = math.inf if limit is None else limit
         self.returning: deque[Seat] = deque()
         self.on_free = on_free
+        self.on_wait = on_wait
 
     def take(self) -> bool:
         if self.free <= 0 or self.returning:
@@ -55,13 +58,15 @@ class Slots:
 class Seat:
     """The place of one unit: whether it holds a slot, which units it waits for, and which wait for it."""
 
-    __slots__ = ("ended", "holds", "parent", "slots", "targets", "turn", "watchers")
+    __slots__ = ("crowd", "ended", "holds", "parent", "slots", "targets", "turn", "watchers")
 
     def __init__(self, slots: Slots, parent: Seat | None = None) -> None:
         self.slots = slots
         self.parent = parent
         self.holds = False
         self.ended = False
+        # Whether this stands for all units of a scope, not for one.
+        self.crowd = False
         # Lists, not sets: `gather(handle, handle)` waits twice.
         self.targets: list[Seat] = []
         self.watchers: list[Seat] = []
@@ -81,6 +86,20 @@ class Seat:
         target.watchers.append(self)
         if not target.holds:
             self.lend()
+            self._lend_for_ancestors(target)
+        self.slots.on_wait()
+
+    def _lend_for_ancestors(self, target: Seat) -> None:
+        """
+        A unit of an inner scope waits for one of an outer: who waits for all of the inner scope lends its outer slot.
+
+        Guarded by ``test_scope.py::test_an_inner_scope_in_a_unit_may_wait_for_units_of_the_outer``.
+        """
+        seat = self.parent
+        while seat is not None:
+            if seat.slots is target.slots and any(waited_for.crowd for waited_for in seat.targets):
+                seat.lend()
+            seat = seat.parent
 
     def lend(self) -> None:
         """
@@ -110,7 +129,8 @@ class Seat:
         if self in target.watchers:
             target.watchers.remove(self)
             self.targets.remove(target)
-        if self.holds or self.waits_for_a_slotless_unit():
+        # A helper task may outlive its unit; the slot went with the unit.
+        if self.ended or self.holds or self.waits_for_a_slotless_unit():
             return
         if self in self.slots.returning:
             self.slots.returning.remove(self)

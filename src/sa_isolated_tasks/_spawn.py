@@ -57,8 +57,8 @@ class Options:
             raise ValueError(f'guard is "raise", "warn" or "off", not {self.guard!r}')
 
 
-def check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not value >= 0:
+def check_seconds(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, int | float) and value >= 0):
         raise ValueError(f"{name} is in seconds, from 0, or None for no limit; it cannot be {value!r}")
 
 

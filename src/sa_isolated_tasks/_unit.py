@@ -17,22 +17,24 @@ import contextlib
 import enum
 import math
 import warnings
-from collections.abc import Callable, Coroutine, Generator
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import Any, Generic, TypeVar, final
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.state import InstanceState
 
+from sa_isolated_tasks._driving import Driven, needs_driving
 from sa_isolated_tasks._factory import SessionFactory, adopt
-from sa_isolated_tasks._protect import finish
+from sa_isolated_tasks._protect import finish, times_cancelled
 from sa_isolated_tasks._signature import code_of
 from sa_isolated_tasks._types import Outcome, Timing
 from sa_isolated_tasks._watch import Record
-from sa_isolated_tasks.exceptions import IsolatedTasksWarning
+from sa_isolated_tasks.exceptions import IsolatedTasksWarning, describe
 
 __all__ = ["PATIENCE", "Phase", "Unit"]
 
@@ -79,9 +81,9 @@ class Unit(Generic[R]):
         "_record",
         "_session",
         "_source",
+        "_task",
         "_timeout",
         "cancel_requested",
-        "lost_in_commit",
         "patience",
         "phase",
     )
@@ -99,17 +101,17 @@ class Unit(Generic[R]):
         self._timeout = timeout
         self._record: Record | None = None
         self._session: AsyncSession | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._body_seconds = 0.0
         self._commit_seconds = 0.0
         self.phase = Phase.NEW
         self.cancel_requested = False
-        self.lost_in_commit = False
         self._abandoned = False
         self.patience = PATIENCE
 
     @property
     def outcome(self) -> Outcome:
-        if self.lost_in_commit or self._abandoned:
+        if self._abandoned:
             return Outcome.UNKNOWN
         return Outcome.NONE if self._record is None else self._record.outcome
 
@@ -132,7 +134,8 @@ class Unit(Generic[R]):
         Blocks as long as the body does. Cancelling cancels the body, rolls back and closes; a commit that has begun is
         awaited first. The body's exception comes out as it is.
         """
-        asked = _times_cancelled()
+        asked = times_cancelled()
+        self._task = asyncio.current_task()
         self.phase = Phase.OPENING
         try:
             made: Any = self._factory.make()
@@ -144,7 +147,9 @@ class Unit(Generic[R]):
                 result = await self._run_with(made, asked)
         finally:
             self.phase = Phase.ENDED
-            self._session = None
+            # The handle may live on; what the body was called with need not.
+            self._session = self._task = None
+            self._body = _gone
         self._warn_about(result)
         return result
 
@@ -153,10 +158,9 @@ class Unit(Generic[R]):
         try:
             result = await self._run_body(session, asked)
             await self._commit(session)
-        except GeneratorExit:
-            # The event loop has gone, and this coroutine is being collected: nothing can be awaited any more.
-            raise
         except BaseException as error:
+            if self._is_being_collected(error):
+                raise
             await self._roll_back(session, error)
             await self._close(session, error)
             raise
@@ -170,9 +174,9 @@ class Unit(Generic[R]):
             self._record = adopt(session, in_use=True)
             self._session = session
             result = await self._run_body(session, asked)
-        except GeneratorExit:
-            raise
         except BaseException as error:
+            if self._is_being_collected(error):
+                raise
             self.phase = Phase.ROLLING_BACK
             # What it answers does not matter: a suppressed exception would leave the unit without a result.
             with self._timing_commit():
@@ -183,25 +187,47 @@ class Unit(Generic[R]):
             await manager.__aexit__(None, None, None)
         return result
 
+    def _is_being_collected(self, error: BaseException) -> bool:
+        """
+        Whether the event loop has gone, and this coroutine is being closed: nothing can be awaited any more.
+
+        A body may raise GeneratorExit itself; then its task is running.
+        """
+        if not isinstance(error, GeneratorExit):
+            return False
+        try:
+            return asyncio.current_task() is not self._task
+        except RuntimeError:
+            return True
+
     async def _run_body(self, session: AsyncSession, asked: int) -> R:
         self.phase = Phase.BODY
         started = perf_counter()
         try:
             if self._timeout is None:
-                result = await self._body(session)
+                result = await self._driven(session)
             else:
                 result = await self._run_body_in_time(session, self._timeout)
         finally:
             self._body_seconds = perf_counter() - started
         # Q: The body returned; why ask? A: It, or a TaskGroup in it, may have swallowed the cancellation, and half of
         # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
-        if self.cancel_requested or _times_cancelled() > asked:
+        if self.cancel_requested or times_cancelled() > asked:
             raise asyncio.CancelledError
         return result
 
+    def _driven(self, session: AsyncSession) -> Awaitable[R]:
+        """The body; step by step where its driver does not survive a cancellation."""
+        body = self._body(session)
+        return Driven(body, session, self._interrupt, self.patience / 2) if needs_driving(session) else body
+
+    def _interrupt(self) -> None:
+        if self._record is not None:
+            self._record.interrupt()
+
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
         async with asyncio.timeout(seconds) as deadline:
-            result = await self._body(session)
+            result = await self._driven(session)
         if deadline.expired():  # the body swallowed it
             raise TimeoutError
         return result
@@ -210,13 +236,8 @@ class Unit(Generic[R]):
         if not session.in_transaction():
             return
         self.phase = Phase.COMMITTING
-        try:
-            with self._timing_commit():
-                await finish(session.commit(), patience=self.patience, give_up=self.abandon)
-        except DBAPIError as error:
-            # Without a statement it was COMMIT itself that failed; if the connection died with it, nobody knows.
-            self.lost_in_commit = error.connection_invalidated and error.statement is None
-            raise
+        with self._timing_commit():
+            await finish(session.commit(), patience=self.patience, give_up=self.abandon)
 
     async def _roll_back(self, session: AsyncSession, error: BaseException) -> None:
         if not session.in_transaction():
@@ -228,7 +249,7 @@ class Unit(Generic[R]):
         except asyncio.CancelledError:
             pass  # it came during the rollback, which is complete; *error* ends the task just as well
         except BaseException as failure:  # noqa: BLE001 -- *error* made the rollback necessary, and is raised after it
-            error.add_note(f"the rollback failed too: {failure!r}")
+            error.add_note(f"the rollback failed too: {describe(failure)}")
 
     async def _close(self, session: AsyncSession, error: BaseException | None) -> None:
         self.phase = Phase.CLOSING
@@ -244,7 +265,7 @@ class Unit(Generic[R]):
             await self._clean_up(session.invalidate(), failure)
             if error is None:
                 raise
-            error.add_note(f"closing the session failed too: {failure!r}")
+            error.add_note(f"closing the session failed too: {describe(failure)}")
 
     async def _clean_up(self, work: Coroutine[Any, Any, None], error: BaseException | None) -> None:
         """To its end, or as long as patience lasts from the cancellation that made it necessary."""
@@ -290,21 +311,29 @@ def _closes_without_io(session: AsyncSession) -> bool:
     return plain and not session.in_transaction()
 
 
-def _times_cancelled() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
-
-
 def _instances_in(result: Any) -> list[tuple[object, InstanceState[Any]]]:
     """The mapped instances in a result, one level deep."""
     candidates: list[Any] = [result]
-    if issubclass(type(result), list | tuple | set | frozenset):
+    if issubclass(type(result), (list, tuple, set, frozenset, deque, Row)):
         candidates.extend(result)
-    elif issubclass(type(result), dict):
-        candidates.extend(result.values())
+    elif issubclass(type(result), (dict, RowMapping)):
+        candidates.extend([*result.keys(), *result.values()])
     found: list[tuple[object, InstanceState[Any]]] = []
     for candidate in candidates:
-        state: Any = getattr(candidate, "__dict__", {}).get("_sa_instance_state")
+        state: Any = _state_of(candidate)
         if isinstance(state, _STATE):
             found.append((candidate, state))
     return found
+
+
+def _state_of(value: object) -> object:
+    # Past any `__getattribute__` of the user's, and any property that raises.
+    try:
+        return object.__getattribute__(value, "_sa_instance_state")
+    except AttributeError:
+        return None
+
+
+async def _gone(_session: AsyncSession) -> Any:
+    """Stands in for the body of a unit that has ended."""
+    raise AssertionError("a unit runs once")

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, Protocol, final
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from sa_isolated_tasks._types import Outcome
@@ -57,7 +57,9 @@ class Record:
     """
 
     __slots__ = (
+        "__weakref__",
         "begun",
+        "commit_sent",
         "commits",
         "committed",
         "connections",
@@ -65,6 +67,7 @@ class Record:
         "held_since",
         "identity_map",
         "isolated",
+        "lost",
         "outcome",
         "parent",
         "reopened",
@@ -78,6 +81,8 @@ class Record:
         self.isolated = False
         self.begun = False
         self.committed = False
+        self.commit_sent = False
+        self.lost = False
         self.commits = 0
         self.outcome = Outcome.NONE
         self.parent: TransactionListener | None = None
@@ -97,9 +102,15 @@ class Record:
         if self.begun:
             self.held += perf_counter() - self.held_since
             self.outcome = Outcome.COMMITTED if self.committed else Outcome.ROLLED_BACK
+            if self.lost and not self.committed:
+                self.outcome = Outcome.UNKNOWN
             self.commits += self.committed
-        self.begun = self.committed = False
+        self.begun = self.committed = self.commit_sent = self.lost = False
         self.connections.clear()
+
+    def interrupt(self) -> None:
+        for connection in self.connections:
+            _interrupt(connection)
 
     def cut_connections(self) -> None:
         connections, self.connections = self.connections, []
@@ -156,6 +167,8 @@ def watch_sessions() -> None:
         if not event.contains(Session, name, listener):
             # First: a listener that raises after a commit must not keep it from being known.
             event.listen(Session, name, listener, insert=True)
+    if not event.contains(Engine, "commit", _on_commit):
+        event.listen(Engine, "commit", _on_commit)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
@@ -169,6 +182,7 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
     record = record_of(session)
     if record.isolated:
         record.connections.append(connection)
+        connection.info[_INFO_KEY] = weakref.ref(record)
     if not record.begun:
         record.begun = True
         record.held_since = perf_counter()
@@ -189,9 +203,20 @@ def _after_commit(session: Session) -> None:
         record.parent.committed()
 
 
+def _on_commit(connection: Connection) -> None:
+    """COMMIT is about to be sent."""
+    reference = connection.info.get(_INFO_KEY)
+    record = None if reference is None else reference()
+    if record is not None and connection in record.connections:
+        record.commit_sent = True
+
+
 def _after_rollback(session: Session) -> None:
     # `expunge_all()` inside the transaction has replaced the identity map; the session is not closed for that.
-    record_of(session).remember(session)
+    record = record_of(session)
+    record.remember(session)
+    # COMMIT was sent, and its connection given up before an answer came, or because none would: nobody knows.
+    record.lost = record.commit_sent and any(connection.invalidated for connection in record.connections)
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:

@@ -26,6 +26,9 @@ The text of an error has one line each for what happened, where, why it is wrong
 
 from __future__ import annotations
 
+import sys
+import traceback
+from types import FrameType
 from typing import ClassVar
 
 __all__ = [
@@ -57,6 +60,22 @@ class IsolatedTasksWarning(UserWarning):
     """
 
 
+def describe(error: BaseException) -> str:
+    """As ``repr``, for exceptions of others, whose own ``repr`` may raise."""
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _place_of_call() -> str:
+    """``file:line`` of the innermost frame outside of this package; empty if the event loop has called it."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package != __name__.partition(".")[0]:
+            return "" if package == "asyncio" else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
 class IsolatedTasksError(Exception):
     """
     The base of every error of this package.
@@ -79,7 +98,7 @@ class IsolatedTasksError(Exception):
         # Only *what* is in `args`: that, and `__dict__`, is what pickle and copy carry.
         super().__init__(what)
         self.what = what
-        self.where = where
+        self.where = where or _place_of_call()
         if why:
             self.why = why
         if cure:

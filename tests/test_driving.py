@@ -1,0 +1,306 @@
+"""Cancellations are kept out of SQLite's statements, and out of nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from support import Item, session_maker
+
+from sa_isolated_tasks import Outcome
+from sa_isolated_tasks._driving import Driven, needs_driving
+from sa_isolated_tasks._factory import SessionFactory
+from sa_isolated_tasks._unit import Unit
+from sa_isolated_tasks._watch import watch_sessions
+
+
+class SlowStatement:
+    """A function of SQLite's that waits in the thread of the connection until it is released."""
+
+    def __init__(self, engine):
+        self.reached = asyncio.Event()
+        self.release = threading.Event()
+        self.loop = asyncio.get_running_loop()
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def _register(connection, _record):
+            connection.run_async(lambda driver: driver.create_function("slow", 0, self.wait))
+
+    def wait(self):
+        self.loop.call_soon_threadsafe(self.reached.set)
+        self.release.wait(30)
+        return 42
+
+    async def select(self, session):
+        return (await session.execute(sa.text("select slow()"))).scalar()
+
+
+@pytest.fixture
+async def slow(sqlite_engine):
+    statement = SlowStatement(sqlite_engine)
+    yield statement
+    statement.release.set()
+
+
+@pytest.fixture
+async def session(sqlite_engine, slow):
+    await sqlite_engine.dispose()  # the connections that do not know the function
+    async with session_maker(sqlite_engine)() as session:
+        yield session
+
+
+def driven(body, session, *, interrupt=lambda: None, patience=60):
+    """*body* in a task, driven."""
+
+    async def run():
+        return await Driven(body, session, interrupt, patience)
+
+    return asyncio.create_task(run())
+
+
+async def test_only_sqlite_needs_it(engine, database):
+    """The drivers of the servers survive a cancellation, and pay nothing."""
+    async with session_maker(engine)() as session:
+        assert (database.name == "sqlite") is needs_driving(session)
+
+
+async def test_a_session_that_is_bound_to_nothing_does_not_need_it():
+    """What it would use is known only when it is used."""
+    assert not needs_driving(session_maker(None)())
+
+
+async def test_a_result_and_an_error_come_out_as_they_are(session, slow):
+    """Without a cancellation it is an ``await``."""
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    slow.release.set()
+
+    assert 42 == await driven(slow.select(session), session)
+    with pytest.raises(ValueError, match="no"):
+        await driven(fail(), session)
+
+
+async def test_an_error_of_a_statement_is_the_bodys_to_handle(session):
+    """It comes out of the call, where the body can catch it."""
+
+    async def body():
+        try:
+            await session.execute(sa.text("select nothing_like_this()"))
+        except sa.exc.OperationalError:
+            await session.rollback()
+            return "handled"
+
+    assert "handled" == await driven(body(), session)
+
+
+async def test_a_cancellation_in_a_statement_comes_after_it(session, slow):
+    """The statement is awaited, and the body is cancelled at its next suspension outside of a call."""
+    steps = []
+
+    async def body():
+        steps.append(await slow.select(session))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.append("cancelled here")
+
+    task = driven(body(), session)
+    await slow.reached.wait()
+    task.cancel("why")
+    await asyncio.sleep(0)
+    slow.release.set()
+    with pytest.raises(asyncio.CancelledError, match="why"):
+        await task
+
+    assert [42, "cancelled here"] == steps
+
+
+async def test_a_cancellation_in_the_last_statement_comes_at_the_end(session, slow):
+    """The body has no other suspension: it is cancelled when it returns."""
+    task = driven(slow.select(session), session)
+    await slow.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    slow.release.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("entry", ["execute", "flush", "commit"])
+async def test_a_cancellation_in_a_statement_comes_at_the_entry_of_the_next_call(session, slow, entry):
+    """The next call does not begin."""
+    steps = []
+
+    async def body():
+        await slow.select(session)
+        session.add(Item(name="a"))
+        try:
+            await getattr(session, entry)(*([sa.select(Item)] if entry == "execute" else []))
+        except asyncio.CancelledError:
+            steps.append("cancelled at the entry")
+            raise
+
+    task = driven(body(), session)
+    await slow.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    slow.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ["cancelled at the entry"] == steps
+
+
+async def test_a_cancellation_that_is_taken_back_is_forgotten(session, slow):
+    """A timeout in the body that ran out during a statement, and was left before the next suspension."""
+
+    async def body():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await slow.select(session)
+        await asyncio.sleep(0)
+        return "went on"
+
+    deadlines = []
+    task = driven(body(), session)
+    await slow.reached.wait()
+    deadlines[0].reschedule(0)
+    while not task.cancelling():
+        await asyncio.sleep(0)
+    slow.release.set()
+
+    assert "went on" == await task
+
+
+async def test_an_anyio_scope_does_not_spin_and_knows_its_cancellation(session, slow):
+    """It cancels again and again; it is held once, and delivered as it came, so that the scope takes it."""
+    cancels = []
+
+    class Counting(asyncio.Task):
+        def cancel(self, msg=None):
+            cancels.append(msg)
+            return super().cancel(msg)
+
+    async def run():
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await Driven(slow.select(session), session, lambda: None, 60)
+        return scope.cancelled_caught
+
+    scopes = []
+    task = Counting(run(), loop=asyncio.get_running_loop())
+    await slow.reached.wait()
+    scopes[0].cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    slow.release.set()
+
+    assert await task
+    assert 0 < len(cancels) < 10
+
+
+async def test_past_its_patience_the_statement_is_interrupted(session, slow):
+    """The interruption releases the statement here, as it ends one in SQLite."""
+    interruptions = []
+
+    def interrupt():
+        interruptions.append(1)
+        slow.release.set()
+
+    task = driven(slow.select(session), session, interrupt=interrupt, patience=0)
+    await slow.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert interruptions
+
+
+async def test_a_cancellation_outside_of_a_call_comes_at_once(session):
+    """Nothing is held where nothing has to be."""
+    reached = asyncio.Event()
+
+    async def body():
+        reached.set()
+        await asyncio.Event().wait()
+
+    task = driven(body(), session)
+    await reached.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_call_through_an_awaitable_object_is_seen(session, slow):
+    """What stands between the body and the call may be an object with an ``__await__`` of its own."""
+
+    class Call:
+        def __await__(self):
+            return slow.select(session).__await__()
+
+    async def body():
+        return await Call()
+
+    task = driven(body(), session)
+    await slow.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    before = task.done()
+    slow.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not before
+
+
+async def test_the_timeout_of_the_pool_is_not_held(sqlite, make_engine):
+    """The pool waits for a connection with a timeout that cancels the waiting task itself: it gets there."""
+    engine = make_engine(sqlite, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    async with engine.connect(), session_maker(engine)() as session:
+        with pytest.raises(sa.exc.TimeoutError):
+            await driven(session.execute(sa.text("select 1")), session)
+
+
+async def test_a_unit_interrupts_its_own_statement(sqlite, make_engine, names_in_table):
+    """A statement that would take hours ends when half of the patience has passed; the next unit writes at once."""
+    watch_sessions()
+    engine = make_engine(sqlite, connect_args={"timeout": 0})
+    hours = "with recursive c(x) as (select 1 union all select x + 1 from c) select max(x) from c"
+    reached = asyncio.Event()
+
+    async def body(session):
+        session.add(Item(name="a"))
+        await session.flush()
+        asyncio.get_running_loop().call_soon(reached.set)
+        await session.execute(sa.text(hours))
+
+    async def add(session):
+        session.add(Item(name="next"))
+
+    async with engine.begin() as connection:
+        await connection.run_sync(Item.metadata.drop_all)
+        await connection.run_sync(Item.metadata.create_all)
+    unit = Unit(SessionFactory(session_maker(engine)), body, body)
+    unit.patience = 0.2
+    task = asyncio.create_task(unit.run())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises((asyncio.CancelledError, sa.exc.OperationalError)):
+        await task
+    await Unit(SessionFactory(session_maker(engine)), add, add).run()
+
+    assert ["next"] == await names_in_table(engine)
+    assert Outcome.ROLLED_BACK is unit.outcome
