@@ -463,6 +463,34 @@ async def test_a_unit_that_is_cancelled_while_the_news_of_its_commit_is_on_its_w
     assert TaskState.CANCELLED is handle.state
 
 
+async def test_a_unit_that_is_cancelled_while_the_news_of_its_rollback_is_on_its_way_stays_cancelled(
+    lite_scope, sync_session_maker
+):
+    """The rollback came in a thread, the cancellation before the loop was told."""
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        thread = threading.Thread(target=parent.rollback)
+        thread.start()
+        thread.join()
+        handle.cancel()
+        await asyncio.sleep(0)
+
+    assert TaskState.CANCELLED is handle.state
+
+
+async def test_a_savepoint_without_units_drops_none(lite_scope, LiteSession):
+    """What was registered outside of a savepoint that is rolled back is not touched by it."""
+    async with LiteSession() as parent, parent.begin():
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        with contextlib.suppress(ValueError):
+            async with parent.begin_nested():
+                raise ValueError
+        parent.add(Item(name="a"))
+
+    assert 42 == await handle
+
+
 # What a hook may not do
 
 

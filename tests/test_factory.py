@@ -484,7 +484,7 @@ async def refused_by(factory, error_type=FakeIsolationError):
         coroutine = fn()
         # What only a session tells is known when there is one.
         await coroutine
-    assert str(started.value) == str(called.value)
+    assert (started.value.what, started.value.cure) == (called.value.what, called.value.cure)
     return started.value
 
 

@@ -390,7 +390,8 @@ def refused(decorate, match):
     assert isinstance(error, TypeError)
     assert error.why
     assert str(error) == (
-        f"[SIT301] {error.what}\n  why:  {error.why}\n  cure: {error.cure}\n  docs: docs/errors.md#sit301"
+        f"[SIT301] {error.what}\n  at:   {error.where}\n  why:  {error.why}\n  cure: {error.cure}"
+        "\n  docs: docs/errors.md#sit301"
     )
     return error.cure
 

@@ -22,6 +22,7 @@ from sa_isolated_tasks import (
     UnitStarted,
     isolated_session,
 )
+from sa_isolated_tasks._logging import notify
 
 SECRET = "the value of an argument"
 
@@ -232,6 +233,35 @@ async def test_nothing_that_a_listener_or_the_log_does_changes_a_unit(LiteSessio
         logging.getLogger("sa_isolated_tasks").removeHandler(handler)
 
     assert (TaskState.SUCCEEDED if body is add else TaskState.FAILED) is handle.state
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_listener_may_end_the_program(error):
+    """An interrupt that comes while a listener runs is no failure of the listener."""
+
+    def interrupt(_listener):
+        raise error
+
+    with pytest.raises(error):
+        notify([Recorder()], interrupt)
+
+
+async def test_a_listener_may_cancel_other_units(LiteSession):
+    """While a scope cancels its units, a listener cancels the rest: each ends once."""
+
+    class Canceller(Recorder):
+        def unit_ended(self, event, /):
+            self.events.append(event)
+            for handle in scope:
+                handle.cancel("listener")
+
+    canceller = Canceller()
+    async with TaskScope(LiteSession, name="t", limit=1, listeners=[canceller]) as scope:
+        handles = [scope.spawn(for_ever, "") for _ in range(3)]
+        scope.cancel("scope")
+
+    assert {TaskState.CANCELLED} == {handle.state for handle in handles}
+    assert 3 == len(canceller.events)
 
 
 async def test_an_exception_that_is_false_has_its_traceback_in_the_log(LiteSession, log):

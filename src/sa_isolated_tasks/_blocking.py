@@ -26,21 +26,21 @@ def waits_for(waiter: asyncio.Task[Any], task: asyncio.Task[Any]) -> bool:
     if awaited is None:
         return False
     reached: list[Any] = [task]
-    seen: set[int] = set()
+    seen = {id(task)}
     while reached and len(seen) < _LIMIT:
         value = reached.pop()
         if value is awaited:
             return True
-        if id(value) not in seen:
-            seen.add(id(value))
-            reached.extend(_woken_by(value))
+        fresh = [held for held in _woken_by(value) if id(held) not in seen]
+        seen.update(map(id, fresh))
+        reached.extend(fresh)
     return False
 
 
 def _awaited_by(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
     """The future at the end of the chain of coroutines."""
     awaiting: Any = task.get_coro()
-    for _ in range(_LIMIT):
+    while True:
         inner = next((getattr(awaiting, name) for name in _AWAITED if hasattr(awaiting, name)), None)
         if inner is None:
             # An iterator written in C: of a future, or of an object whose `__await__` is a coroutine's.
@@ -49,7 +49,6 @@ def _awaited_by(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
             future: asyncio.Future[Any] | None = inner
             return future
         awaiting = inner
-    return None
 
 
 def _woken_by(value: Any) -> Iterable[Any]:

@@ -32,7 +32,6 @@ T = TypeVar("T")
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
 _WAIT_FOR: CodeType = asyncio.wait_for.__code__
 _ENTRIES = ("do_orm_execute", "before_flush", "before_commit")
-_DEPTH = 1_000
 
 
 def needs_driving(session: AsyncSession) -> bool:
@@ -124,10 +123,9 @@ class Driven(Generic[R]):
     def _hold(self, cancelled: asyncio.CancelledError, asked: int) -> None:
         self._held = cancelled
         self._asked = asked
-        if not self._listening:
-            self._listening = True
-            for name in _ENTRIES:
-                event.listen(self._session.sync_session, name, self._on_entry)
+        for name in () if self._listening else _ENTRIES:
+            event.listen(self._session.sync_session, name, self._on_entry)
+        self._listening = True
 
     def _on_entry(self, *_: object) -> None:
         self._unless_cancelled(None)
@@ -158,7 +156,7 @@ def _is_in_a_call(coroutine: Any) -> bool:
     """
     found = False
     awaiting = coroutine
-    for _ in range(_DEPTH):
+    while True:
         code = getattr(awaiting, "cr_code", None)
         if code is _WAIT_FOR:
             return False
@@ -167,6 +165,5 @@ def _is_in_a_call(coroutine: Any) -> bool:
         if inner is None and type(awaiting).__name__ == "coroutine_wrapper":
             inner = next((held for held in gc.get_referents(awaiting) if hasattr(held, "cr_await")), None)
         if inner is None:
-            break
+            return found
         awaiting = inner
-    return found

@@ -167,9 +167,8 @@ class Entry:
         self.task = None
         self.context = None
         self.seat.leave()
-        for waiter in self._waiters or ():
-            if not waiter.done():
-                waiter.set_result(None)
+        for waiter in [waiter for waiter in self._waiters or () if not waiter.done()]:
+            waiter.set_result(None)
         for callback, context in self._callbacks or ():
             self._call_soon(callback, context)
         self._waiters = self._callbacks = None

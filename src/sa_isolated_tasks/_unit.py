@@ -219,11 +219,10 @@ class Unit(Generic[R]):
     def _driven(self, session: AsyncSession) -> Awaitable[R]:
         """The body; step by step where its driver does not survive a cancellation."""
         body = self._body(session)
-        return Driven(body, session, self._interrupt, self.patience / 2) if needs_driving(session) else body
-
-    def _interrupt(self) -> None:
-        if self._record is not None:
-            self._record.interrupt()
+        record = self._record
+        if record is None or not needs_driving(session):
+            return body
+        return Driven(body, session, record.interrupt, self.patience / 2)
 
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
         async with asyncio.timeout(seconds) as deadline:
@@ -335,5 +334,4 @@ def _state_of(value: object) -> object:
 
 
 async def _gone(_session: AsyncSession) -> Any:
-    """Stands in for the body of a unit that has ended."""
-    raise AssertionError("a unit runs once")
+    """Stands in for the body of a unit that has ended, and is never run."""

@@ -73,7 +73,7 @@ def _place_of_call() -> str:
         if package != __name__.partition(".")[0]:
             return "" if package == "asyncio" else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
-    return ""
+    return ""  # pragma: no cover -- the first frame of a program or a thread is never this package's
 
 
 class IsolatedTasksError(Exception):
