@@ -15,7 +15,6 @@ import gc
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import CodeType
 from typing import Any, Generic, TypeVar, final
 
 import sqlalchemy
@@ -30,7 +29,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
-_WAIT_FOR: CodeType = asyncio.wait_for.__code__
+# The name of asyncio's, and of the one that SQLAlchemy 2.1 has for Python 3.11.
+_WAIT_FOR = "wait_for"
 _ENTRIES = ("do_orm_execute", "before_flush", "before_commit")
 
 
@@ -158,7 +158,7 @@ def _is_in_a_call(coroutine: Any) -> bool:
     awaiting = coroutine
     while True:
         code = getattr(awaiting, "cr_code", None)
-        if code is _WAIT_FOR:
+        if found and code is not None and code.co_name == _WAIT_FOR:
             return False
         found = found or (code is not None and code.co_filename.startswith(_SQLALCHEMY))
         inner = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
