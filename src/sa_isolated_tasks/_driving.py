@@ -106,14 +106,12 @@ class Driven(Generic[R]):
         while not waiting.done():
             try:
                 with shield:
-                    yield from asyncio.shield(waiting)
+                    yield from _end_of(waiting)
             except asyncio.CancelledError as cancelled:
                 shield = anyio_shield()
                 if self._held is None:
                     self._hold(cancelled, asked)
                 timer = timer or self._start_timer(waiting)
-            except Exception:  # noqa: BLE001 -- the call's own, which it gets when it goes on
-                break
         if timer is not None:
             timer.cancel()
 
@@ -134,6 +132,18 @@ class Driven(Generic[R]):
         """The cancellation that is due: none if who asked for it, a timeout in the body, has taken it back."""
         held, self._held = self._held, None
         return held if times_cancelled() > self._asked else None
+
+
+def _end_of(waiting: asyncio.Future[Any]) -> asyncio.Future[None]:
+    """A future that is done when *waiting* is, and may be cancelled in its place; the result stays the call's."""
+    end: asyncio.Future[None] = waiting.get_loop().create_future()
+
+    def wake(_: object) -> None:
+        if not end.done():
+            end.set_result(None)
+
+    waiting.add_done_callback(wake)
+    return end
 
 
 def _pass_on(waiting: Any) -> Generator[Any, None, BaseException | None]:
