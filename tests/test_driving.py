@@ -1,4 +1,4 @@
-"""Cancellations are kept out of SQLite's statements, and out of nothing else."""
+"""Cancellations are kept out of commits, and of SQLite's statements, and out of nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import event
 from support import Item, session_maker
 
 from sa_isolated_tasks import Outcome
-from sa_isolated_tasks._driving import Driven, needs_driving
+from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._unit import Unit
 from sa_isolated_tasks._watch import watch_sessions
@@ -54,24 +54,48 @@ async def session(sqlite_engine, slow):
         yield session
 
 
-def driven(body, session, *, interrupt=lambda: None, patience=60):
+class Known:
+    """What a driver has to know of a session."""
+
+    def __init__(self, *, commit_sent=False, interrupt=lambda: None):
+        self.commit_sent = commit_sent
+        self.interrupt = interrupt
+        self.on_end = None
+
+
+async def nothing():
+    """Stands in for giving a connection up."""
+
+
+def driven(body, session, *, known=None, patience=60, give_up=nothing):
     """*body* in a task, driven."""
 
     async def run():
-        return await Driven(body, session, interrupt, patience)
+        return await Driven(body, session, known or Known(), patience, give_up)
 
     return asyncio.create_task(run())
 
 
-async def test_only_sqlite_needs_it(engine, database):
-    """The drivers of the servers survive a cancellation, and pay nothing."""
-    async with session_maker(engine)() as session:
-        assert (database.name == "sqlite") is needs_driving(session)
+@pytest.mark.parametrize("factory", ["server", "unbound"])
+async def test_outside_of_a_commit_only_sqlite_holds_a_cancellation(session, slow, factory):
+    """It gets into a call of a driver that survives it; and of one that is known only when it is used."""
 
+    class Dialect:
+        name = "postgresql"
 
-async def test_a_session_that_is_bound_to_nothing_does_not_need_it():
-    """What it would use is known only when it is used."""
-    assert not needs_driving(session_maker(None)())
+    class Bind:
+        dialect = Dialect
+
+    class Elsewhere:
+        class sync_session:
+            bind = Bind if factory == "server" else None
+
+    task = driven(slow.select(session), Elsewhere)
+    await slow.reached.wait()
+    task.cancel()
+    slow.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_result_and_an_error_come_out_as_they_are(session, slow):
@@ -194,7 +218,7 @@ async def test_an_anyio_scope_does_not_spin_and_knows_its_cancellation(session, 
     async def run():
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            await Driven(slow.select(session), session, lambda: None, 60)
+            await Driven(slow.select(session), session, Known(), 60, nothing)
         return scope.cancelled_caught
 
     scopes = []
@@ -217,7 +241,7 @@ async def test_past_its_patience_the_statement_is_interrupted(session, slow):
         interruptions.append(1)
         slow.release.set()
 
-    task = driven(slow.select(session), session, interrupt=interrupt, patience=0)
+    task = driven(slow.select(session), session, known=Known(interrupt=interrupt), patience=0)
     await slow.reached.wait()
     task.cancel()
     await asyncio.sleep(0)

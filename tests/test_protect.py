@@ -146,7 +146,7 @@ async def test_patience_ends(when):
 
 async def test_work_that_does_not_end_when_it_is_given_up_is_left_alone(monkeypatch):
     """It swallows its cancellation: the waiter goes on after the last words, and its error is reported to nobody."""
-    monkeypatch.setattr(_protect, "_LAST_WORDS", 0)
+    monkeypatch.setattr(_protect, "LAST_WORDS", 0)
     reached, release = asyncio.Event(), asyncio.Event()
 
     async def stubborn():
@@ -162,7 +162,7 @@ async def test_work_that_does_not_end_when_it_is_given_up_is_left_alone(monkeypa
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    left = [other for other in asyncio.all_tasks() if other.get_coro().__name__ == "stubborn"]
+    left = [other for other in asyncio.all_tasks() if other.get_coro().__name__ == "rest"]
     release.set()
     await asyncio.wait(left)
 

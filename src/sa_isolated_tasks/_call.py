@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sa_isolated_tasks._events import UnitEnded, UnitStarted
 from sa_isolated_tasks._logging import LoggingListener, notify
-from sa_isolated_tasks._protect import times_cancelled
+from sa_isolated_tasks._steps import times_cancelled
 from sa_isolated_tasks._types import TaskState
 from sa_isolated_tasks._unit import Unit
 

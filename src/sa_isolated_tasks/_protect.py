@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, final
 
-__all__ = ["anyio_shield", "finish", "settle", "times_cancelled"]
+from sa_isolated_tasks._steps import PatienceEnded, Steps, anyio_shield, awaited_by, has_run_out
+
+__all__ = ["LAST_WORDS", "finish", "settle"]
 
 _T = TypeVar("_T")
 
-_LAST_WORDS = 1.0
+LAST_WORDS = 1.0
 """Seconds that work has to end in after it was given up, and the same again after it was cancelled."""
+
+
+async def _just_cancel() -> None:
+    """Nothing else is to be done to work that is given up."""
 
 
 async def finish(
@@ -23,7 +27,7 @@ async def finish(
     *,
     patience: float = math.inf,
     since: float = math.inf,
-    give_up: Callable[[], Coroutine[Any, Any, object]] | None = None,
+    give_up: Callable[[], Coroutine[Any, Any, object]] = _just_cancel,
 ) -> _T:
     """As `settle`; then the cancellation, if there was one, goes on."""
     result, cancelled = await settle(work, patience=patience, since=since, give_up=give_up)
@@ -37,10 +41,10 @@ async def settle(
     *,
     patience: float = math.inf,
     since: float = math.inf,
-    give_up: Callable[[], Coroutine[Any, Any, object]] | None = None,
+    give_up: Callable[[], Coroutine[Any, Any, object]] = _just_cancel,
 ) -> tuple[_T, asyncio.CancelledError | None]:
     """
-    Awaits *work*, in a task of its own, however often the current task is cancelled meanwhile.
+    Awaits *work*, in the current task, however often that is cancelled meanwhile.
 
     Args:
         work: the coroutine; its exception goes before the cancellation's.
@@ -54,51 +58,54 @@ async def settle(
     Raises:
         CancelledError: patience has ended; *work* has no result.
     """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    deadline = since + patience
-    shield: AbstractContextManager[Any] = contextlib.nullcontext()
-    while not task.done():
-        try:
-            with shield:
-                await asyncio.wait([task], timeout=_seconds_until(deadline, loop))
-        except asyncio.CancelledError as error:
-            cancelled = error
-            deadline = min(deadline, loop.time() + patience)
-            # Q: Why not just go round again? A: An anyio cancel scope cancels in every turn of the loop, and one core
-            # would be busy until the commit is through: test_protect.py::test_anyio_does_not_spin_during_a_commit.
-            shield = anyio_shield()
-            continue
-        if not task.done():
-            if give_up is not None:
-                await _wait_a_moment(loop.create_task(give_up()))
-            task.cancel("given up")
-            await _wait_a_moment(task)
-            raise cancelled or asyncio.CancelledError("what had to be finished was given up")
-    return task.result(), cancelled
+    settling = _Settling(work, patience, since)
+    try:
+        return await settling, settling.held
+    except PatienceEnded:
+        cancelled = settling.held
+        settling.given_up = True
+        loop = asyncio.get_running_loop()
+        rest = loop.create_task(settling.rest())
+        # It starts in the first turn of this wait: what is cancelled has to have begun.
+        await _wait_a_moment(loop.create_task(give_up()))
+        rest.cancel("given up")
+        await _wait_a_moment(rest)
+        raise cancelled or asyncio.CancelledError("what had to be finished was given up") from None
+    finally:
+        settling.end()
 
 
-def _seconds_until(deadline: float, loop: asyncio.AbstractEventLoop) -> float | None:
-    return None if deadline == math.inf else max(deadline - loop.time(), 0)
+@final
+class _Settling(Steps[_T]):
+    """Holds every cancellation, until patience ends."""
+
+    __slots__ = ("_patience", "_timer", "given_up")
+
+    def __init__(self, work: Coroutine[Any, Any, _T], patience: float, since: float) -> None:
+        super().__init__(work)
+        self.given_up = False
+        self._patience = patience
+        self._timer: asyncio.TimerHandle | None = None
+        if since + patience < math.inf:
+            self._timer = asyncio.get_running_loop().call_at(since + patience, self.leave)
+
+    def holds(self) -> bool:
+        return not self.given_up
+
+    def owns(self) -> bool:
+        return has_run_out(awaited_by(self._coroutine))
+
+    def on_hold(self) -> None:
+        if self._timer is None and self._patience < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(self._patience, self.leave)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 async def _wait_a_moment(task: asyncio.Task[Any]) -> None:
     # Its exception, if it has one, comes from having been given up.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     with contextlib.suppress(asyncio.CancelledError), anyio_shield():
-        await asyncio.wait([task], timeout=_LAST_WORDS)
-
-
-def anyio_shield() -> AbstractContextManager[Any]:
-    """Anyio is no dependency: if nobody has imported it, no cancel scope of it can be around."""
-    anyio = sys.modules.get("anyio")
-    if anyio is None:
-        return contextlib.nullcontext()
-    return cast("AbstractContextManager[Any]", anyio.CancelScope(shield=True))
-
-
-def times_cancelled() -> int:
-    """How many cancellations of the current task are not taken back."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+        await asyncio.wait([task], timeout=LAST_WORDS)

@@ -28,10 +28,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.state import InstanceState
 
-from sa_isolated_tasks._driving import Driven, needs_driving
+from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory, adopt
-from sa_isolated_tasks._protect import finish, times_cancelled
+from sa_isolated_tasks._protect import finish
 from sa_isolated_tasks._signature import code_of
+from sa_isolated_tasks._steps import times_cancelled
 from sa_isolated_tasks._types import Outcome, Timing
 from sa_isolated_tasks._watch import Record
 from sa_isolated_tasks.exceptions import IsolatedTasksWarning, describe
@@ -39,6 +40,7 @@ from sa_isolated_tasks.exceptions import IsolatedTasksWarning, describe
 __all__ = ["PATIENCE", "Phase", "Unit"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 # As Any, `isinstance` does not narrow to a type with unknown parameters.
 _CONTEXT_MANAGER: Any = AbstractAsyncContextManager
@@ -180,11 +182,11 @@ class Unit(Generic[R]):
             self.phase = Phase.ROLLING_BACK
             # What it answers does not matter: a suppressed exception would leave the unit without a result.
             with self._timing_commit():
-                await manager.__aexit__(type(error), error, error.__traceback__)
+                await self._driven(_leave(manager, error), session)
             raise
         self.phase = Phase.COMMITTING
         with self._timing_commit():
-            await manager.__aexit__(None, None, None)
+            await self._driven(_leave(manager, None), session)
         return result
 
     def _is_being_collected(self, error: BaseException) -> bool:
@@ -205,7 +207,7 @@ class Unit(Generic[R]):
         started = perf_counter()
         try:
             if self._timeout is None:
-                result = await self._driven(session)
+                result = await self._driven(self._body(session), session)
             else:
                 result = await self._run_body_in_time(session, self._timeout)
         finally:
@@ -216,17 +218,14 @@ class Unit(Generic[R]):
             raise asyncio.CancelledError
         return result
 
-    def _driven(self, session: AsyncSession) -> Awaitable[R]:
-        """The body; step by step where its driver does not survive a cancellation."""
-        body = self._body(session)
+    def _driven(self, work: Coroutine[Any, Any, T], session: AsyncSession) -> Awaitable[T]:
+        """Step by step, so that no cancellation cuts a commit off."""
         record = self._record
-        if record is None or not needs_driving(session):
-            return body
-        return Driven(body, session, record.interrupt, self.patience / 2)
+        return work if record is None else Driven(work, session, record, self.patience, self.abandon)
 
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
         async with asyncio.timeout(seconds) as deadline:
-            result = await self._driven(session)
+            result = await self._driven(self._body(session), session)
         if deadline.expired():  # the body swallowed it
             raise TimeoutError
         return result
@@ -302,6 +301,13 @@ class Unit(Generic[R]):
                     code.co_firstlineno,
                 )
                 return
+
+
+async def _leave(manager: AbstractAsyncContextManager[Any, Any], error: BaseException | None) -> None:
+    if error is None:
+        await manager.__aexit__(None, None, None)
+    else:
+        await manager.__aexit__(type(error), error, error.__traceback__)
 
 
 def _closes_without_io(session: AsyncSession) -> bool:

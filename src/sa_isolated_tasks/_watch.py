@@ -68,6 +68,7 @@ class Record:
         "identity_map",
         "isolated",
         "lost",
+        "on_end",
         "outcome",
         "parent",
         "reopened",
@@ -90,6 +91,7 @@ class Record:
         self.connections: list[Connection] = []
         self.held = 0.0
         self.held_since = 0.0
+        self.on_end: Callable[[], object] | None = None
 
     def remember(self, session: Session) -> None:
         self.identity_map = weakref.ref(session.identity_map)
@@ -107,6 +109,8 @@ class Record:
             self.commits += self.committed
         self.begun = self.committed = self.commit_sent = self.lost = False
         self.connections.clear()
+        if self.on_end is not None:
+            self.on_end()
 
     def interrupt(self) -> None:
         for connection in self.connections:
@@ -167,8 +171,9 @@ def watch_sessions() -> None:
         if not event.contains(Session, name, listener):
             # First: a listener that raises after a commit must not keep it from being known.
             event.listen(Session, name, listener, insert=True)
-    if not event.contains(Engine, "commit", _on_commit):
-        event.listen(Engine, "commit", _on_commit)
+    for name in ("commit", "commit_twophase"):
+        if not event.contains(Engine, name, _on_commit):
+            event.listen(Engine, name, _on_commit)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
@@ -203,7 +208,7 @@ def _after_commit(session: Session) -> None:
         record.parent.committed()
 
 
-def _on_commit(connection: Connection) -> None:
+def _on_commit(connection: Connection, *_: object) -> None:
     """COMMIT is about to be sent."""
     reference = connection.info.get(_INFO_KEY)
     record = None if reference is None else reference()

@@ -1,0 +1,237 @@
+"""
+Drives a coroutine step by step in the current task, so that a cancellation can be kept out of it for a while.
+
+A task of its own would keep it out as well. But it costs more than the commit that it protects, and ``asyncio.run``
+cancels it like any other when the program ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+from collections.abc import Coroutine, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar, cast
+
+__all__ = ["PatienceEnded", "Steps", "anyio_shield", "awaited_by", "has_run_out", "times_cancelled"]
+
+R = TypeVar("R")
+
+
+class PatienceEnded(BaseException):
+    """The driver has left a coroutine that has not ended; see `Steps.rest`."""
+
+
+class Steps(Generic[R]):
+    """
+    Awaits a coroutine in the current task, as ``await`` does, but for cancellations that come while `holds()`.
+
+    Such a one is remembered in `held`, the first of them, and does not reach the coroutine. It is thrown into it at the
+    next suspension at which `holds()` says no, unless it was taken back by then.
+    """
+
+    __slots__ = ("_alarm", "_asked", "_coroutine", "_is_left", "_lent", "_one_too_many", "_waiting", "held")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
+        self._coroutine = coroutine
+        # As it came: by its text an anyio cancel scope knows its own.
+        self.held: asyncio.CancelledError | None = None
+        self._asked = 0
+        self._lent = 0
+        self._one_too_many = False
+        self._alarm: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[Any] | None = None
+        self._is_left = False
+
+    def holds(self) -> bool:
+        """Whether a cancellation would do harm now: asked at each suspension, and again whenever `wake()` is called."""
+        raise NotImplementedError
+
+    def owns(self) -> bool:
+        """Whether a timeout inside the work has run out: it cancels the task that it was entered in, which is this."""
+        raise NotImplementedError
+
+    def on_hold(self) -> None:
+        """A cancellation was remembered; before that there was none."""
+        raise NotImplementedError
+
+    def __await__(self) -> Generator[Any, None, R]:
+        error: BaseException | None = None
+        try:
+            if self._waiting is not None:
+                error = yield from self._resume(self._waiting)
+            while True:
+                try:
+                    waiting = self._coroutine.send(None) if error is None else self._throw(error)
+                except StopIteration as end:
+                    yield from self._absorb()
+                    result: R = end.value
+                    return result
+                except BaseException:
+                    yield from self._absorb()
+                    raise
+                error = None
+                if self.holds():
+                    error = yield from self._wait(waiting)
+                else:
+                    error = yield from self._pass_on(waiting)
+        finally:
+            error = None  # its traceback leads to this frame
+            if not self._is_left:
+                self._coroutine.close()
+
+    def _wait(self, waiting: asyncio.Future[Any] | None) -> Generator[Any, None, BaseException | None]:
+        """Waits for what the coroutine waits for. A cancellation is remembered, and does not get there."""
+        if waiting is None:
+            waiting = _next_turn()
+        # Whoever yields a future to its task says so by this flag; it is another one that is yielded now.
+        waiting._asyncio_future_blocking = False  # noqa: SLF001 -- the protocol between futures and tasks
+        shield: AbstractContextManager[Any] = contextlib.nullcontext()
+        asked = times_cancelled()
+        while not waiting.done() and self.holds():
+            try:
+                # Q: Why not yield it as it is? A: The task would cancel it. Q: Why behind anyio's shield? A: A cancel
+                # scope cancels in every turn of the loop, and one core would be busy until the commit is through:
+                # test_protect.py::test_anyio_does_not_spin_during_a_commit.
+                with shield:
+                    yield from self._end_of(waiting)
+            except asyncio.CancelledError as cancelled:
+                if self.owns():
+                    return self._let_in(cancelled, waiting)
+                shield = anyio_shield()
+                self._hold(cancelled, asked)
+            if self._is_left:
+                self._waiting = waiting
+                raise PatienceEnded
+        return (yield from self._resume(waiting))
+
+    def _resume(self, waiting: asyncio.Future[Any]) -> Generator[Any, None, BaseException | None]:
+        self._waiting = None
+        if waiting.done():
+            return None
+        waiting._asyncio_future_blocking = True  # noqa: SLF001 -- as it was
+        return (yield from self._pass_on(waiting))
+
+    def _pass_on(self, waiting: asyncio.Future[Any] | None) -> Generator[Any, None, BaseException | None]:
+        """Yields to the task, unless a cancellation is due; gives what is to be thrown into the coroutine."""
+        if self.held is not None:
+            held = self.take_held()
+            if held is not None:
+                if waiting is not None:
+                    waiting.cancel()
+                return held
+        try:
+            yield waiting
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- it is thrown into the coroutine
+            return error
+        return None
+
+    def _hold(self, cancelled: asyncio.CancelledError, asked: int) -> None:
+        if self.held is None:
+            self.held = cancelled
+            self._asked = asked
+            self.on_hold()
+
+    def take_held(self) -> asyncio.CancelledError | None:
+        """The cancellation that is due: none if who asked for it, a timeout in the work, has taken it back."""
+        held, self.held = self.held, None
+        return held if times_cancelled() > self._asked else None
+
+    def _let_in(self, cancelled: asyncio.CancelledError, waiting: asyncio.Future[Any]) -> asyncio.CancelledError:
+        """A timeout inside the work has run out, and cancels what it waits for, as it would without a driver."""
+        waiting.cancel()
+        # Q: Why does it matter what is held? A: The timeout looks at the number of cancellations of its task, and takes
+        # none for its own while there is another: test_steps.py::test_a_timeout_of_the_work_runs_out_during_a_hold.
+        self._lent = 0 if self.held is None else times_cancelled() - self._asked - 1
+        return cancelled
+
+    def _throw(self, error: BaseException) -> asyncio.Future[Any] | None:
+        lent, self._lent = self._lent, 0
+        task: Any = asyncio.current_task()
+        for _ in range(lent):
+            task.uncancel()
+        self._one_too_many = lent > 0
+        try:
+            waiting: asyncio.Future[Any] | None = self._coroutine.throw(error)
+        finally:
+            for _ in range(lent):
+                task.cancel()
+        # The work goes on: what comes at its next suspension is one of those that are held already.
+        self._one_too_many = False
+        return waiting
+
+    def _absorb(self) -> Generator[Any, None, None]:
+        """Cancelling a running task, to give back what was lent, makes for one CancelledError too many."""
+        if self._one_too_many:
+            self._one_too_many = False
+            with contextlib.suppress(asyncio.CancelledError):
+                yield
+
+    def _end_of(self, waiting: asyncio.Future[Any]) -> asyncio.Future[None]:
+        """A future that is done when *waiting* is, and may be cancelled in its place; the result stays the work's."""
+        alarm = self._alarm = waiting.get_loop().create_future()
+        waiting.add_done_callback(self._ring)
+        return alarm
+
+    def _ring(self, _: object) -> None:
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed: `holds()` is asked again."""
+        if self._alarm is not None and not self._alarm.done():
+            self._alarm.set_result(None)
+
+    def leave(self) -> None:
+        """Ends the awaiting, by `PatienceEnded`, at once; the coroutine lives on in `rest()`."""
+        self._is_left = True
+        self.wake()
+
+    async def rest(self) -> R:
+        """What is left of the coroutine, for another task. By then `holds()` has to say no."""
+        self._is_left = False
+        self.held = None
+        return await self
+
+
+def _next_turn() -> asyncio.Future[None]:
+    """What a bare ``yield`` waits for."""
+    loop = asyncio.get_running_loop()
+    turn: asyncio.Future[None] = loop.create_future()
+    loop.call_soon(turn.set_result, None)
+    return turn
+
+
+def awaited_by(coroutine: Any) -> Iterator[Any]:
+    """The chain of coroutines in which this one is suspended, itself included."""
+    awaiting = coroutine
+    while awaiting is not None:
+        yield awaiting
+        inner = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
+        if inner is None and type(awaiting).__name__ == "coroutine_wrapper":
+            inner = next((held for held in gc.get_referents(awaiting) if hasattr(held, "cr_await")), None)
+        awaiting = inner
+
+
+def has_run_out(chain: Iterable[Any]) -> bool:
+    """Whether a suspended coroutine in *chain* is inside of an ``asyncio.timeout`` that has run out."""
+    # An entered context manager lives on the stack of its frame, as the bound method that will leave it.
+    managers = (getattr(held, "__self__", None) for awaiting in chain for held in gc.get_referents(awaiting))
+    return any(isinstance(manager, asyncio.Timeout) and manager.expired() for manager in managers)
+
+
+def anyio_shield() -> AbstractContextManager[Any]:
+    """Anyio is no dependency: if nobody has imported it, no cancel scope of it can be around."""
+    anyio = sys.modules.get("anyio")
+    if anyio is None:
+        return contextlib.nullcontext()
+    return cast("AbstractContextManager[Any]", anyio.CancelScope(shield=True))
+
+
+def times_cancelled() -> int:
+    """How many cancellations of the current task are not taken back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
