@@ -31,11 +31,11 @@ class Triggers:
 
     async def stop_update_loop(self) -> None:
         try:
-            await super().stop_update_loop()  # nobody is left who would start a trigger
+            await super().stop_update_loop()  # nobody is left who would start a trigger, but triggers
         finally:
-            tasks, self._tasks = self._tasks, None
-            if tasks is not None:
-                await tasks.aclose()
+            if self._tasks is not None:
+                await self._tasks.aclose()
+                self._tasks = None
 
     async def _generate_and_search(self, session: AsyncSession, update: Update) -> list[Proposition]:
         last = await session.scalar(select(func.max(Proposition.id))) or 0
