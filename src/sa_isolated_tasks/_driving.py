@@ -100,6 +100,10 @@ class Driven(Steps[R]):
         try:
             result = yield from super().__await__()
             self._on_entry()
+        except Exception as error:
+            if self._giving_up is not None and self.held is not None:
+                raise self.held from error  # it is the connection that was cut that failed
+            raise
         finally:
             self.held = None
             if self._timers:

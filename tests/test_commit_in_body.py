@@ -1,0 +1,195 @@
+"""A commit that the body makes, in each way that a cancellation can come: awaited, known, and then cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from support import Item, reset, session_maker
+
+from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError, isolated_session
+
+LOCK = 4512
+WAITING = sa.text(f"select count(*) from pg_locks where locktype = 'advisory' and objid = {LOCK} and not granted")
+
+
+class SlowCommit:
+    """A trigger that makes each COMMIT wait for a lock that the test holds."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.holder = None
+
+    async def hold(self):
+        function = f"begin perform pg_advisory_xact_lock({LOCK}); return null; end"
+        async with self.engine.begin() as connection:
+            await connection.execute(
+                sa.text(f"create or replace function wait_here() returns trigger language plpgsql as $${function}$$")
+            )
+            await connection.execute(
+                sa.text(
+                    "create constraint trigger slow after insert on items deferrable initially deferred "
+                    "for each row execute function wait_here()"
+                )
+            )
+        self.holder = await self.engine.connect()
+        await self.holder.execute(sa.text(f"select pg_advisory_xact_lock({LOCK})"))
+
+    async def reached(self):
+        """Returns when the server is in the middle of a COMMIT."""
+        async with asyncio.timeout(20):
+            while not (await self.holder.execute(WAITING)).scalar():
+                await asyncio.sleep(0)
+
+    async def release(self):
+        if self.holder is not None:
+            await self.holder.close()
+            self.holder = None
+
+
+@pytest.fixture
+async def engine(postgresql, make_engine):
+    """Of the database that has a commit which can be held."""
+    engine = make_engine(postgresql)
+    await reset(engine)
+    return engine
+
+
+@pytest.fixture
+async def slow_commit(engine):
+    commit = SlowCommit(engine)
+    await commit.hold()
+    yield commit
+    await commit.release()
+
+
+async def commit_and_go_on(session, steps):
+    session.add(Item(name="a"))
+    await session.flush()
+    await session.commit()
+    steps.append("committed")
+    await asyncio.sleep(0)
+    steps.append("went on")
+
+
+async def by_handle(commit, factory, steps):
+    async with TaskScope(factory, name="t", limit=1) as scope:
+        handle = scope.spawn(commit_and_go_on, steps)
+        await commit.reached()
+        handle.cancel()
+        await commit.release()
+        with contextlib.suppress(UnitCancelledError):
+            await handle
+    return handle.outcome
+
+
+async def by_task(commit, factory, steps, times=2):
+    """As ``asyncio.run`` does in the end: every task, and again."""
+    async with TaskScope(factory, name="t", limit=1) as scope:
+        handle = scope.spawn(commit_and_go_on, steps)
+        await commit.reached()
+        here = asyncio.current_task()
+        for _ in range(times):
+            [task.cancel() for task in asyncio.all_tasks() if task is not here]
+            await asyncio.sleep(0)
+        await commit.release()
+        with contextlib.suppress(UnitCancelledError):
+            await handle
+    return handle.outcome
+
+
+async def by_timeout_inside(commit, factory, steps):
+    async def body(session):
+        async with asyncio.timeout(None) as deadline:
+            deadlines.append(deadline)
+            await commit_and_go_on(session, steps)
+
+    deadlines = []
+    async with TaskScope(factory, name="t", limit=1) as scope:
+        handle = scope.spawn(body)
+        await commit.reached()
+        deadlines[0].reschedule(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await commit.release()
+        with contextlib.suppress(TimeoutError):
+            await handle
+    return handle.outcome
+
+
+async def by_anyio(commit, factory, steps):
+    call = isolated_session(factory)(commit_and_go_on)
+
+    async def run():
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await call(steps)
+
+    scopes = []
+    task = asyncio.create_task(run())
+    await commit.reached()
+    scopes[0].cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await commit.release()
+    await task
+    return Outcome.COMMITTED
+
+
+KINDS = {"handle": by_handle, "task": by_task, "timeout inside": by_timeout_inside, "anyio": by_anyio}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_commit_of_the_body_is_awaited(slow_commit, engine, Session, names_in_table, kind):
+    """The row is there and the outcome says so; the cancellation comes at the next suspension after the commit."""
+    steps = []
+
+    outcome = await KINDS[kind](slow_commit, Session, steps)
+
+    assert ["a"] == await names_in_table(engine)
+    assert (Outcome.COMMITTED, ["committed"]) == (outcome, steps)
+
+
+async def test_a_body_that_waits_for_the_commit_of_a_helper_knows_its_outcome(
+    slow_commit, engine, Session, names_in_table
+):
+    """The body is cancelled at once, and waits for its helper, whose commit nothing cuts off."""
+
+    async def body(session):
+        helper = asyncio.create_task(commit_and_go_on(session, []))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.wait([helper])
+
+    async with TaskScope(Session, name="t", limit=1) as scope:
+        handle = scope.spawn(body)
+        await slow_commit.reached()
+        handle.cancel()
+        await asyncio.sleep(0)
+        await slow_commit.release()
+        with pytest.raises(UnitCancelledError):
+            await handle
+
+    assert ["a"] == await names_in_table(engine)
+    assert Outcome.COMMITTED is handle.outcome
+
+
+async def test_a_commit_that_outlasts_the_patience_is_given_up(postgresql, make_engine, slow_commit):
+    """Past *cancel_timeout* the connection is cut, the outcome is unknown, and the unit ends."""
+    engine = make_engine(postgresql, pool_size=2)
+
+    async with TaskScope(session_maker(engine), name="t", limit=1, cancel_timeout=0.05) as scope:
+        handle = scope.spawn(commit_and_go_on, [])
+        await slow_commit.reached()
+        handle.cancel()
+        with pytest.raises(UnitCancelledError):
+            await asyncio.wait_for(handle, 10)
+        unknown = handle.outcome
+        await slow_commit.release()
+
+    assert Outcome.UNKNOWN is unknown
+    assert 0 == engine.pool.checkedout()

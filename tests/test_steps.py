@@ -1,0 +1,257 @@
+"""A coroutine that is driven step by step: what is held, what is let in, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from sa_isolated_tasks._steps import PatienceEnded, Steps, awaited_by, has_run_out
+
+
+class Holding(Steps):
+    """Holds cancellations while the test says so."""
+
+    def __init__(self, coroutine):
+        super().__init__(coroutine)
+        self.holding = True
+        self.holds_begun = 0
+
+    def holds(self):
+        return self.holding
+
+    def owns(self):
+        return has_run_out(awaited_by(self._coroutine))
+
+    def on_hold(self):
+        self.holds_begun += 1
+
+
+class Turn:
+    """A bare ``yield``, as in ``asyncio.sleep(0)``."""
+
+    def __await__(self):
+        yield
+
+
+async def run(steps):
+    return await steps
+
+
+async def cancelled_at_its_next_suspension():
+    """Whether the current task has a cancellation to come."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+async def test_a_cancellation_at_a_bare_yield_is_held():
+    """The work goes on in the next turn; the cancellation is in ``held``."""
+
+    async def work():
+        reached.set()
+        await Turn()
+        await Turn()
+        return "done"
+
+    reached = asyncio.Event()
+    steps = Holding(work())
+    task = asyncio.create_task(run(steps))
+    await reached.wait()
+    task.cancel("first")
+    await asyncio.sleep(0)
+    task.cancel("second")
+
+    assert "done" == await task
+    assert (("first",), 1) == (steps.held.args, steps.holds_begun)
+
+
+async def test_what_is_held_is_thrown_when_nothing_holds_any_longer():
+    """At once, if the driver is woken, and what the work waits for is cancelled, as a task would do it."""
+
+    async def helper():
+        await asyncio.Event().wait()
+
+    async def work():
+        helpers.append(asyncio.create_task(helper()))
+        await helpers[0]
+
+    helpers = []
+    steps = Holding(work())
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    before = task.done()
+    steps.holding = False
+    steps.wake()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert (False, True) == (before, helpers[0].cancelled())
+
+
+async def test_what_is_held_is_thrown_at_a_bare_yield():
+    """The work has no future there that could be cancelled."""
+
+    async def work():
+        await release.wait()
+        steps.holding = False
+        await Turn()
+
+    release = asyncio.Event()
+    steps = Holding(work())
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    release.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_wake_without_a_cancellation_changes_nothing():
+    """What the work waits for is waited for as by ``await``."""
+
+    async def work():
+        return await future
+
+    future = asyncio.get_running_loop().create_future()
+    steps = Holding(work())
+    steps.wake()
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    steps.holding = False
+    steps.wake()
+    await asyncio.sleep(0)
+    future.set_result("done")
+
+    assert "done" == await task
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_timeout_of_the_work_runs_out_during_a_hold(goes_on, fails):
+    """It takes its own cancellation; the one that is held stays, is counted once, and nothing comes after it."""
+
+    async def work():
+        try:
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await asyncio.Event().wait()
+        except TimeoutError:
+            if goes_on:
+                await Turn()
+                await release.wait()
+        if fails:
+            raise ValueError("work")
+        return "done"
+
+    async def whole():
+        steps.append(Holding(work()))
+        try:
+            result = await steps[0]
+        except ValueError as error:
+            result = str(error)
+        return result, asyncio.current_task().cancelling(), await cancelled_at_its_next_suspension()
+
+    steps, deadlines, release = [], [], asyncio.Event()
+    task = asyncio.create_task(whole())
+    await asyncio.sleep(0)
+    task.cancel("from outside")
+    await asyncio.sleep(0)
+    deadlines[0].reschedule(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    release.set()
+    result = await task
+
+    assert ("work" if fails else "done", 1, False) == result
+    assert ("from outside",) == steps[0].held.args
+
+
+async def test_a_timeout_of_the_work_runs_out_without_a_hold():
+    """The driver is not in its way."""
+
+    async def work():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        return "done"
+
+    steps = Holding(work())
+
+    assert "done" == await asyncio.create_task(run(steps))
+    assert steps.held is None
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+async def test_what_is_left_goes_on_in_another_task(is_done):
+    """Whether what it waited for has come meanwhile, or comes later."""
+
+    async def work():
+        return await future
+
+    async def leave():
+        try:
+            await steps
+        except PatienceEnded:
+            steps.holding = False
+            if is_done:
+                future.set_result("done")
+            return asyncio.create_task(steps.rest())
+
+    future = asyncio.get_running_loop().create_future()
+    steps = Holding(work())
+    task = asyncio.create_task(leave())
+    await asyncio.sleep(0)
+    steps.leave()
+    rest = await task
+    await asyncio.sleep(0)
+    if not is_done:
+        future.set_result("done")
+
+    assert "done" == await rest
+
+
+async def test_outside_of_a_hold_everything_gets_in():
+    """Results, errors and cancellations, as with ``await``."""
+
+    async def work():
+        await asyncio.sleep(0)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            return error.args
+
+    steps = Holding(work())
+    steps.holding = False
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel("in")
+
+    assert ("in",) == await task
+
+
+async def test_a_driver_that_is_closed_closes_the_work():
+    """As the loop does it with tasks that it never ran to their end."""
+
+    async def work():
+        try:
+            await Turn()
+        finally:
+            closed.append(1)
+
+    closed = []
+    steps = Holding(work())
+    steps.holding = False
+    stepping = steps.__await__()
+    stepping.send(None)
+    stepping.close()
+
+    assert [1] == closed
