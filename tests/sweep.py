@@ -79,7 +79,7 @@ class Report:
 
 
 async def two_rows(session, name):
-    """Two rows, a savepoint, a query and a commit in the body, and a commit by the unit."""
+    """Two rows, with a savepoint and a query between them; the commit is the unit's."""
     session.add(Item(name=f"{name}-1"))
     await session.flush()
     async with session.begin_nested():
@@ -87,21 +87,43 @@ async def two_rows(session, name):
     session.add(Item(name=f"{name}-2"))
 
 
+async def two_rows_committed(session, name):
+    """The same, with a commit in the body."""
+    await two_rows(session, name)
+    await session.commit()
+    await asyncio.sleep(0)
+
+
+async def two_rows_streamed(session, name):
+    """The same, with a streamed result that is read to its end."""
+    await two_rows(session, name)
+    result = await session.stream(sa.select(Item.name))
+    async for _ in result:
+        pass
+
+
+BODIES = {"plain": two_rows, "commits": two_rows_committed, "streams": two_rows_streamed}
 KINDS = ("handle", "twice", "scope", "timeout outside", "timeout inside", "anyio")
 
 
-async def sweep(engine, session_maker, kind, points=200):
-    """Strikes at the first, the second, ... suspension, until the unit ends before it is struck."""
+async def sweep(engine, session_maker, kind, body=two_rows, *, cold=False, points=200):
+    """
+    Strikes at the first, the second, ... suspension, until the unit ends before it is struck.
+
+    *cold*: with no connection in the pool, so that connecting is a part of what is swept.
+    """
     report = Report()
     for at in range(1, points):
-        struck = await strike_at(engine, session_maker, kind, at, report)
+        if cold:
+            await engine.dispose()
+        struck = await strike_at(engine, session_maker, kind, body, at, report)
         if not struck:
             break
         report.reached += 1
     return report
 
 
-async def strike_at(engine, session_maker, kind, at, report):
+async def strike_at(engine, session_maker, kind, body, at, report):
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     points = Points(at)
@@ -112,7 +134,7 @@ async def strike_at(engine, session_maker, kind, at, report):
         report.problems.append((at, text))
 
     try:
-        outcome, ended = await RUNS[kind](session_maker, name, points)
+        outcome, ended = await RUNS[kind](session_maker, body, name, points)
     except sa.exc.OperationalError as error:
         problem(f"the unit itself failed: {error}")
         return True
@@ -140,7 +162,7 @@ async def strike_at(engine, session_maker, kind, at, report):
     return struck
 
 
-async def by_handle(session_maker, name, points, times=1):
+async def by_handle(session_maker, body, name, points, times=1):
     loop = asyncio.get_running_loop()
 
     def strike():
@@ -156,24 +178,24 @@ async def by_handle(session_maker, name, points, times=1):
     points.strike = strike
     async with TaskScope(session_maker, name="sweep", limit=1) as scope:
         points.armed = True
-        handle = scope.spawn(two_rows, name)
+        handle = scope.spawn(body, name)
         with contextlib.suppress(UnitCancelledError):
             await handle
         points.armed = False
     return handle.outcome, handle.state
 
 
-async def by_handle_twice(session_maker, name, points):
-    return await by_handle(session_maker, name, points, times=2)
+async def by_handle_twice(session_maker, body, name, points):
+    return await by_handle(session_maker, body, name, points, times=2)
 
 
-async def by_scope(session_maker, name, points):
+async def by_scope(session_maker, body, name, points):
     struck = asyncio.Event()
     points.strike = struck.set
     with contextlib.suppress(KeyError):
         async with TaskScope(session_maker, name="sweep", limit=1) as scope:
             points.armed = True
-            handle = scope.spawn(two_rows, name)
+            handle = scope.spawn(body, name)
             handle.add_done_callback(lambda _: struck.set())
             await struck.wait()
             points.armed = False
@@ -181,8 +203,8 @@ async def by_scope(session_maker, name, points):
     return handle.outcome, handle.state
 
 
-async def by_timeout_outside(session_maker, name, points):
-    call = isolated_session(session_maker)(two_rows)
+async def by_timeout_outside(session_maker, body, name, points):
+    call = isolated_session(session_maker)(body)
     outcomes = Recorder()
 
     async def run():
@@ -193,8 +215,8 @@ async def by_timeout_outside(session_maker, name, points):
     return await in_a_task(run, points, outcomes)
 
 
-async def by_anyio(session_maker, name, points):
-    call = isolated_session(session_maker)(two_rows)
+async def by_anyio(session_maker, body, name, points):
+    call = isolated_session(session_maker)(body)
     outcomes = Recorder()
 
     async def run():
@@ -238,17 +260,17 @@ class Recorder:
         self.logger.setLevel(self.level)
 
 
-async def by_timeout_inside(session_maker, name, points):
-    async def body(session, own_name):
+async def by_timeout_inside(session_maker, body, name, points):
+    async def in_time(session, own_name):
         async with asyncio.timeout(None) as deadline:
             points.strike = lambda: deadline.reschedule(0)
-            await two_rows(session, own_name)
+            await body(session, own_name)
         points.strike = lambda: None
 
     points.strike = lambda: None
     async with TaskScope(session_maker, name="sweep", limit=1) as scope:
         points.armed = True
-        handle = scope.spawn(body, name)
+        handle = scope.spawn(in_time, name)
         with contextlib.suppress(TimeoutError):
             await handle
         points.armed = False
