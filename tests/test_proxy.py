@@ -6,6 +6,7 @@ import asyncio
 import functools
 
 import pytest
+from faulty import deadline
 from proxy import Link, Moment, Proxy, Way
 
 
@@ -30,7 +31,7 @@ class Shouting:
 
 @pytest.fixture(autouse=True)
 async def _deadline():
-    async with asyncio.timeout(10):
+    with deadline():
         yield
 
 
