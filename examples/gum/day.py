@@ -84,7 +84,7 @@ def lived(setting: DaySetting, updates: int) -> Day:
 def report(day: Day) -> Iterator[str]:
     """The table that a person wants to read."""
     yield f"  {day.updates} updates, {day.observations} observations, {day.propositions} propositions"
-    yield f"  {day.delivered} of {day.expected} suggestions delivered; {len(day.ended)} triggers, each with its log line"
+    yield f"  {day.delivered} of {day.expected} suggestions delivered; {len(day.ended)} log lines of triggers"
     yield f"  database is locked: {day.locked}; other errors and warnings: {len(day.complaints)}"
     yield f"  connections checked out at the end: {day.checked_out}"
     yield ""

@@ -1,4 +1,4 @@
-"""What can be seen of the program without asking it: its log, its sessions, its tasks, and SQL on a second connection."""
+"""What can be seen of the program without asking it: log, sessions, tasks, and SQL on a second connection."""
 
 from __future__ import annotations
 

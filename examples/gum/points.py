@@ -133,7 +133,7 @@ async def leave_in_mid_flight(setting: Setting) -> list[Finding]:
         await until(lambda: len(trigger_tasks()) > 1, setting.patience)
         pool = program.gum.engine.pool
         leaving = asyncio.create_task(leave(program))
-        await until(lambda: program.gum._batch_task is None)  # noqa: SLF001 -- GUM has left, the triggers have not
+        await until(lambda: program.gum._batch_task is None, setting.patience)  # noqa: SLF001 -- GUM has left, the triggers have not
         program.model.release()
         await leaving
         pending = [task for task in asyncio.all_tasks() - {asyncio.current_task()} if not _is_gums(task)]
