@@ -15,7 +15,7 @@ from program import Running, Setting, leave, running
 
 PARTS = ("total", "waiting", "queued", "body", "commit", "connection")
 ENGINE = PARENT = (0.005, 0.05)
-PAUSE = 0.05
+PAUSE = 0.03
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def state_of(record: logging.LogRecord) -> str:
 
 async def live(setting: DaySetting, updates: int) -> Day:
     async with running(setting, updates=updates, pause=PAUSE, batch=0.01) as program:
-        await program.day.over.wait()
-        await until(program.all_arrived, 60)
+        await until(program.all_arrived, 60 + updates * PAUSE)
         pool = program.gum.engine.pool
         await leave(program)
         return _seen(program, updates, pool.checkedout())

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 LOGGERS = ("sa_isolated_tasks", "gum", "sqlalchemy")
-_USES = ("do_orm_execute", "before_flush")
+_USES = ("do_orm_execute", "before_flush", "before_commit")
+_WORDS = ("sqlalche", "closed transaction")
 
 
 def trigger_tasks() -> list[asyncio.Task[Any]]:
@@ -102,4 +103,5 @@ class Outside(logging.Handler):
 def _is_complaint(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     # GUM logs its own errors as text.
-    return isinstance(error, SQLAlchemyError) or (record.levelno >= logging.ERROR and "sqlalche" in record.getMessage())
+    as_text = record.levelno >= logging.ERROR and any(words in record.getMessage() for words in _WORDS)
+    return as_text or isinstance(error, SQLAlchemyError)

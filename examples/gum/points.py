@@ -44,8 +44,14 @@ async def observe(setting: Setting) -> list[Finding]:
         findings += await _session_is_refused(program)
         await leave(program)
         complaints = program.outside.complaints()
-    seen = f"{len(complaints)}: {complaints[0].splitlines()[0][:150]}" if complaints else "none"
-    return [*findings, Finding(7, not complaints, seen)]
+    return [*findings, Finding(7, not complaints, f"{len(complaints)}{_loudest(complaints)}")]
+
+
+def _loudest(complaints: list[str]) -> str:
+    """The error that this is about, if it is among them."""
+    lines = [complaint.splitlines()[0] for complaint in complaints]
+    lines.sort(key=lambda line: "closed transaction" not in line)
+    return f", one is: {lines[0]}" if lines else ""
 
 
 def _sessions(program: Running) -> Iterator[Finding]:

@@ -99,8 +99,12 @@ class Setting:
     def __str__(self) -> str:
         program = "the shared session" if self.triggers is SharedSession else "a session for each trigger"
         database = "PostgreSQL" if self.postgresql else "SQLite"
-        mode = "transactional" if self.transactional else "driver autocommit"
-        return f"{program}, {database}, {mode}, model {'faster' if self.engine_is_faster else 'slower'} than the parent"
+        speed = "faster" if self.engine_is_faster else "slower"
+        return f"{program}, {database}, {self.mode}, model {speed} than the parent"
+
+    @property
+    def mode(self) -> str:
+        return "transactional" if self.transactional else "driver autocommit"
 
     @property
     def patience(self) -> float:
@@ -132,8 +136,9 @@ class Running:
         return len(self.gum._tasks or ())  # noqa: SLF001 -- the set that is to be looked at
 
     def all_arrived(self) -> bool:
-        """Whether every observation and every confident proposition has its two suggestions."""
-        return self.day.over.is_set() and self.gum.batcher.size() == 0 and self.expected() == self.arrived() > 0
+        """Whether every update is an observation, and has its two suggestions, as every confident proposition has."""
+        observations = self.outside.sql("select count(*) from observations")
+        return observations >= self.day.count and self.expected() == self.arrived()
 
     def expected(self) -> int:
         count = "(select count(*) from observations) + (select count(*) from propositions where confidence >= 8)"

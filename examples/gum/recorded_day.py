@@ -33,14 +33,12 @@ class RecordedDay(Observer):
     """
 
     def __init__(self, count: int, pause: float = 0.0) -> None:
-        self.over = asyncio.Event()
-        self._count = count
+        self.count = count
         self._pause = pause
         super().__init__("recorded day")
 
     async def _worker(self) -> None:
-        for number, moment in enumerate(itertools.islice(itertools.cycle(read_day()), self._count), 1):
+        for number, moment in enumerate(itertools.islice(itertools.cycle(read_day()), self.count), 1):
             content = f"{moment.at // 60:02}:{moment.at % 60:02} {moment.content} ({number})"
             await self.update_queue.put(Update(content=content, content_type="input_text"))
             await asyncio.sleep(self._pause)
-        self.over.set()
