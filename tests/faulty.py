@@ -15,8 +15,9 @@ from sa_isolated_tasks import Outcome, TaskScope, TaskState
 
 # Seconds; a safety net only. Nothing here takes a tenth of it.
 DEADLINE = 15
-# The markers of statements, as every driver writes them.
-INSERT, COMMIT, ROLLBACK = b"INSERT INTO items", b"COMMIT", b"ROLLBACK"
+# The markers of statements, as the drivers write them: the statement COMMIT, neither READ COMMITTED nor AUTOCOMMIT.
+INSERT = b"INSERT INTO items"
+_COMMIT = {"asyncpg": b"COMMIT;", "psycopg": b"COMMIT\x00", "asyncmy": b"\x03COMMIT"}
 _PLAIN = {"asyncpg": {"ssl": False}, "psycopg": {"sslmode": "disable", "gssencmode": "disable"}}
 _WHO_AM_I = {"postgresql": "select pg_backend_pid()", "mysql": "select connection_id()"}
 _TERMINATE = {"postgresql": "select pg_terminate_backend({}, 5000)", "mysql": "kill connection {}"}
@@ -153,6 +154,8 @@ class Ward:
         self.engine = engine
         self.watcher = watcher
         self.Session = session_maker(engine)
+        self.proxy = None
+        self.COMMIT = _COMMIT[engine.dialect.driver]
 
     def scope(self, **options):
         return TaskScope(self.Session, name="ward", **{"cancel_timeout": 0.3} | options)

@@ -187,20 +187,22 @@ class Proxy:
         task = asyncio.current_task()
         self._tasks.add(task)
         try:
-            link = Link((reader, writer), await self._connect(), self._inspect)
-        except ConnectionError:
+            # The end of the proxy. On Python 3.11 asyncio's own callback does not expect it.
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await self._serve(reader, writer)
+        finally:
             writer.transport.abort()
-            return
+            self._tasks.discard(task)
+
+    async def _serve(self, reader, writer):
+        link = Link((reader, writer), await self._connect(), self._inspect)
+        self.links.append(link)
         if self._is_partitioned:
             link.stall()
-        self.links.append(link)
         try:
-            # The end of the proxy. On Python 3.11 asyncio's own callback does not expect it.
-            with contextlib.suppress(asyncio.CancelledError):
-                await link.run()
+            await link.run()
         finally:
             self.links.remove(link)
-            self._tasks.discard(task)
 
     def _inspect(self, link, way, data):
         for trap in self._traps:

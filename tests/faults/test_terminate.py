@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 import sqlalchemy as sa
-from faulty import COMMIT, add, wait_for_lock, who_am_i
+from faulty import Ward, add, wait_for_lock, who_am_i
 from proxy import Link, Moment
 from sqlalchemy.exc import DBAPIError
 
@@ -34,9 +34,9 @@ async def test_a_connection_that_died_in_the_pool(ward):
     assert isinstance(handle.exception(), DBAPIError)
 
 
-async def test_a_connection_that_died_in_the_pool_is_replaced_by_a_pre_ping(ward, server, make_engine):
+async def test_a_connection_that_died_in_the_pool_is_replaced_by_a_pre_ping(postgresql, postgresql_ward, make_engine):
     """With ``pool_pre_ping`` the unit does not notice."""
-    ward = type(ward)(make_engine(server, pool_pre_ping=True), ward.watcher)
+    ward = Ward(make_engine(postgresql, pool_pre_ping=True), postgresql_ward.watcher)
     async with ward.scope() as scope:
         await ward.watcher.terminate(await warm_up(ward, scope))
         diagnosis = await ward.diagnosis(scope.spawn(add, "unit"))
@@ -226,7 +226,7 @@ async def test_a_connection_that_dies_in_the_middle_of_the_commit_of_a_cancelled
 async def test_a_connection_that_dies_while_its_commit_is_on_the_way(proxied):
     """COMMIT has left the client and not reached the server when the server ends the connection."""
     reached = asyncio.get_running_loop().create_future()
-    trap = proxied.proxy.trap(COMMIT, Moment.REQUEST, Link.stall)
+    trap = proxied.proxy.trap(proxied.COMMIT, Moment.REQUEST, Link.stall)
 
     async def body(session):
         await add(session, "unit")
