@@ -19,6 +19,7 @@ nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
+GUM = nox.project.dependency_groups(PROJECT, "gum")
 TYPES = nox.project.dependency_groups(PROJECT, "types")
 
 # SQLAlchemy below 2.0.31 does not import on Python 3.13, so the oldest two are paired with 3.11. The newest on the
@@ -90,3 +91,13 @@ def demo(session: nox.Session) -> None:
     """The fault and its cure, on a SQLite file."""
     session.install(".", "aiosqlite")
     session.run("python", "examples/demo.py")
+
+
+@nox.session
+@nox.parametrize("sqlalchemy", ["2.0.*", "2.1.*"])
+def gum(session: nox.Session, sqlalchemy: str) -> None:
+    """The real GUM with background triggers, checked from outside; see docs/gum.md."""
+    # What gum-ai asks for can be installed on macOS only; what is needed of it is in the group.
+    session.install("--no-deps", "gum-ai==0.1.11")
+    session.install(".", f"sqlalchemy=={sqlalchemy}", *GUM)
+    session.run("python", "examples/gum", "--logs", session.create_tmp(), *session.posargs)
