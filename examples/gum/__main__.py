@@ -1,4 +1,4 @@
-"""Runs GUM with its triggers in every setting, the negative control, and a day in a minute; see docs/gum.md."""
+"""GUM with its triggers in every setting, the negative control, and a day in less than a minute: docs/gum.md."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
-from day import DaySetting, lived, report, write_log
+from day import DaySetting, lived
 from points import POINTS, Finding, check
 from postgresql import postgresql
 from program import Setting
 from shared_session import SharedSession
 from sqlalchemy.engine import URL
+from summary import report, write_log
 from with_triggers import Triggers
 
 # What passing the session breaks. The set of tasks and the log lines are kept by hand there, and hold.
@@ -53,7 +54,7 @@ def _short(finding: Finding) -> str:
 
 def day_is_as_it_has_to_be(setting: DaySetting, updates: int, logs: Path | None) -> bool:
     day = lived(setting, updates)
-    print(f"\nA day in a minute, {setting.mode}")
+    print(f"\nA day in less than a minute, {setting.mode}")
     print("\n".join(report(day)))
     if logs is not None:
         path = logs / f"day, {setting.mode}.log"

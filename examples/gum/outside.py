@@ -25,12 +25,12 @@ def trigger_tasks() -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if "_trigger_" in task.get_name()]
 
 
-async def until(condition: Callable[[], object], seconds: float) -> bool:
+async def until(condition: Callable[[], object], seconds: float, pause: float = 0.01) -> bool:
     """Looks again and again; False when it has not come true in time."""
-    for _ in range(int(seconds / 0.01)):
+    for _ in range(int(seconds / pause)):
         if condition():
             return True
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause)
     return bool(condition())
 
 

@@ -15,7 +15,7 @@ from model_server import ModelServer
 from outside import Outside
 from recorded_day import RecordedDay
 from shared_session import SharedSession
-from sqlalchemy import event, select
+from sqlalchemy import Connection, event, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -27,11 +27,20 @@ SCHEMA = "gum_example"
 
 
 class Transactional:
-    """GUM's SQLite commits every statement by itself; so that it does not, BEGIN has to be said."""
+    """
+    GUM's SQLite commits every statement by itself; so that it does not, BEGIN has to be said.
+
+    IMMEDIATE, because GUM's first INSERT on a connection also opens the full-text search, which is a read; and a reader
+    that begins to write while somebody else writes is told "database is locked" at once, whatever the timeout.
+    """
 
     async def connect_db(self) -> None:
         await super().connect_db()
-        event.listen(self.engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        event.listen(self.engine.sync_engine, "begin", _begin)
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class OnPostgresql:
