@@ -7,47 +7,10 @@ import contextlib
 
 import anyio
 import pytest
-import sqlalchemy as sa
+from slow_commit import SlowCommit
 from support import Item, reset, session_maker
 
 from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError, isolated_session
-
-LOCK = 4512
-WAITING = sa.text(f"select count(*) from pg_locks where locktype = 'advisory' and objid = {LOCK} and not granted")
-
-
-class SlowCommit:
-    """A trigger that makes each COMMIT wait for a lock that the test holds."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.holder = None
-
-    async def hold(self):
-        function = f"begin perform pg_advisory_xact_lock({LOCK}); return null; end"
-        async with self.engine.begin() as connection:
-            await connection.execute(
-                sa.text(f"create or replace function wait_here() returns trigger language plpgsql as $${function}$$")
-            )
-            await connection.execute(
-                sa.text(
-                    "create constraint trigger slow after insert on items deferrable initially deferred "
-                    "for each row execute function wait_here()"
-                )
-            )
-        self.holder = await self.engine.connect()
-        await self.holder.execute(sa.text(f"select pg_advisory_xact_lock({LOCK})"))
-
-    async def reached(self):
-        """Returns when the server is in the middle of a COMMIT."""
-        async with asyncio.timeout(20):
-            while not (await self.holder.execute(WAITING)).scalar():
-                await asyncio.sleep(0)
-
-    async def release(self):
-        if self.holder is not None:
-            await self.holder.close()
-            self.holder = None
 
 
 @pytest.fixture

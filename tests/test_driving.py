@@ -252,6 +252,31 @@ async def test_past_its_patience_the_statement_is_interrupted(session, slow):
     assert interruptions
 
 
+async def test_patience_that_ends_without_a_cancellation_to_deliver_gives_nothing_up(session, slow):
+    """The one that was held was taken back meanwhile."""
+    given_up = []
+
+    async def body():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await slow.select(session)
+        while not ended.is_set():
+            await asyncio.sleep(0)
+
+    async def give_up():
+        given_up.append(1)
+
+    deadlines, ended = [], asyncio.Event()
+    task = driven(body(), session, patience=0.01, give_up=give_up, known=Known(interrupt=slow.release.set))
+    await slow.reached.wait()
+    deadlines[0].reschedule(0)
+    asyncio.get_running_loop().call_later(0.02, ended.set)
+    await task
+
+    assert [] == given_up
+
+
 async def test_a_cancellation_outside_of_a_call_comes_at_once(session):
     """Nothing is held where nothing has to be."""
     reached = asyncio.Event()

@@ -28,6 +28,16 @@ class Holding(Steps):
         self.holds_begun += 1
 
 
+async def test_what_is_to_be_held_is_said_by_a_subclass():
+    """The driver itself has no policy."""
+    steps = Steps(asyncio.sleep(0))
+
+    for question in (steps.holds, steps.owns, steps.on_hold):
+        with pytest.raises(NotImplementedError):
+            question()
+    await asyncio.create_task(run(Holding(steps._coroutine)))
+
+
 class Turn:
     """A bare ``yield``, as in ``asyncio.sleep(0)``."""
 

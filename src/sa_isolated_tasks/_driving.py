@@ -1,6 +1,7 @@
 """
-Keeps cancellations out of what does not survive them: a commit that the body makes, and every call on SQLite.
+Keeps cancellations out of what does not survive them.
 
+That is a commit that the body makes, every call on SQLite, and a call that another cancellation is just ending.
 A commit that is cut off leaves nobody knowing what became of it. And aiosqlite runs statements in a thread: a
 cancellation in the middle of one makes SQLAlchemy give the connection up, while the thread goes on and holds the lock
 of the database, so that the next units fail with "database is locked".
@@ -73,8 +74,13 @@ class Driven(Steps[R]):
         self._timers: tuple[asyncio.TimerHandle, ...] = ()
 
     def holds(self) -> bool:
-        in_danger = self._record.commit_sent or (self._has_lock and _is_in_a_call(self._coroutine))
-        return in_danger and not self._given_up
+        if self._given_up:
+            return False
+        # Q: Why hold a second cancellation where the first one got in? A: The driver tells the server to end the
+        # statement; cut off in that, it leaves it running, in its transaction, for who knows how long:
+        # test_c20_connections_after_a_cancelled_task.py.
+        in_danger_in_a_call = self._has_lock or self.is_struck
+        return self._record.commit_sent or (in_danger_in_a_call and _is_in_a_call(self._coroutine))
 
     def owns(self) -> bool:
         """Of the driver's, or the pool's. A timeout in the body itself is not: it has to wait like everybody."""
@@ -100,8 +106,8 @@ class Driven(Steps[R]):
         try:
             result = yield from super().__await__()
             self._on_entry()
-        except Exception as error:
-            if self._giving_up is not None and self.held is not None:
+        except BaseException as error:
+            if self._giving_up is not None and self.held is not None and isinstance(error, Exception):
                 raise self.held from error  # it is the connection that was cut that failed
             raise
         finally:

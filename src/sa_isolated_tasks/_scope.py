@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,9 @@ from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError
 __all__ = ["TaskScope"]
 
 
-_LAST_WORDS = 2.0
-"""Seconds that units have to end in after their connections were cut."""
+# Longer than a driver takes to close a connection gracefully before it just closes it: two seconds for asyncpg.
+_LAST_WORDS = 3.0
+"""Seconds that cutting the connections of units may take, and the same again that they have to end in after that."""
 
 
 class _State(enum.Enum):
@@ -260,7 +262,8 @@ class TaskScope(Spawner):
             quiet, late = await settle(self._quiet_within(runner, self._cancel_timeout, seat))
             cause = late if cause is None else cause
             if not quiet:
-                quiet = await self._last_words(runner, seat)
+                quiet, late = await settle(self._last_words(runner, seat))
+                cause = late if cause is None else cause
             survivors = () if quiet else runner.snapshots(but=seat)
         if seat is None or not seat.belongs_to(runner.slots):
             self._state = _State.CLOSED
@@ -271,9 +274,10 @@ class TaskScope(Spawner):
     async def _last_words(self, runner: Runner, seat: Seat | None) -> bool:
         """Cuts the connections of the survivors; those that hung in a statement will end in a moment."""
         hanging = runner.holds_connections()
-        await settle(runner.abandon_all(), patience=_LAST_WORDS, since=runner.loop.time())
-        quiet, _ = await settle(self._quiet_within(runner, _LAST_WORDS if hanging else 0, seat))
-        return quiet
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await runner.abandon_all()
+        return await self._quiet_within(runner, _LAST_WORDS if hanging else 0, seat)
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
         if cause is None:

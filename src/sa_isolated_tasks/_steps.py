@@ -32,12 +32,24 @@ class Steps(Generic[R]):
     next suspension at which `holds()` says no, unless it was taken back by then.
     """
 
-    __slots__ = ("_alarm", "_asked", "_coroutine", "_is_left", "_lent", "_one_too_many", "_waiting", "held")
+    __slots__ = (
+        "_alarm",
+        "_asked",
+        "_coroutine",
+        "_is_left",
+        "_lent",
+        "_one_too_many",
+        "_waiting",
+        "held",
+        "is_struck",
+    )
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
         self._coroutine = coroutine
         # As it came: by its text an anyio cancel scope knows its own.
         self.held: asyncio.CancelledError | None = None
+        # A cancellation has reached the work.
+        self.is_struck = False
         self._asked = 0
         self._lent = 0
         self._one_too_many = False
@@ -121,12 +133,14 @@ class Steps(Generic[R]):
             if held is not None:
                 if waiting is not None:
                     waiting.cancel()
+                self.is_struck = True
                 return held
         try:
             yield waiting
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 -- it is thrown into the coroutine
+            self.is_struck = self.is_struck or isinstance(error, asyncio.CancelledError)
             return error
         return None
 

@@ -234,8 +234,13 @@ class Unit(Generic[R]):
         if not session.in_transaction():
             return
         self.phase = Phase.COMMITTING
-        with self._timing_commit():
-            await finish(session.commit(), patience=self.patience, give_up=self.abandon)
+        try:
+            with self._timing_commit():
+                await finish(session.commit(), patience=self.patience, give_up=self.abandon)
+        except BaseException as error:
+            if self._abandoned and self.cancel_requested and isinstance(error, Exception):
+                raise asyncio.CancelledError from error  # it is the connection that was cut that failed
+            raise
 
     async def _roll_back(self, session: AsyncSession, error: BaseException) -> None:
         if not session.in_transaction():
