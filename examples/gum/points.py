@@ -40,7 +40,12 @@ async def observe(setting: Setting) -> list[Finding]:
     """A day of five updates: both kinds of suggestions arrive."""
     async with running(setting) as program:
         await until(program.all_arrived, setting.patience)
-        findings = [*await _tracked(program, "success"), *_sessions(program), *_rows(program), *_lines(program)]
+        findings = [
+            *await _tracked(setting, program, "success"),
+            *_sessions(program),
+            *_rows(program),
+            *_lines(program),
+        ]
         findings += await _session_is_refused(program)
         await leave(program)
         complaints = program.outside.complaints()
@@ -66,26 +71,23 @@ def _sessions(program: Running) -> Iterator[Finding]:
 def _rows(program: Running) -> Iterator[Finding]:
     at_start, asked = program.outside.seen_at_start, program.model.asked.count("suggestions")
     seen = f"a second connection saw {min(at_start, default=0)} observations or more when bodies started"
-    yield Finding(
-        2, min(at_start, default=0) > 0 and asked == len(at_start), f"{seen}; {asked} of {len(at_start)} found theirs"
-    )
+    found = min(at_start, default=0) > 0 and asked == len(at_start)
+    yield Finding(2, found, f"{seen}; {asked} of {len(at_start)} found theirs")
     arrived, expected = program.arrived(), program.expected()
     kept = program.outside.sql("select count(*) from suggestions")
-    yield Finding(
-        3, arrived == kept == expected > 0, f"{arrived} delivered of {kept} in the table, {expected} expected"
-    )
+    delivered = arrived == kept == expected > 0
+    yield Finding(3, delivered, f"{arrived} delivered of {kept} in the table, {expected} expected")
 
 
 def _lines(program: Running) -> Iterator[Finding]:
     started = len([record for record in program.outside.lines("_trigger_") if " started" in record.getMessage()])
     ended = [record.getMessage() for record in program.outside.records if _END.search(record.getMessage())]
-    yield Finding(
-        5, len(ended) == started - len(trigger_tasks()) > 0, f"{started} started, {len(ended)} ended: {ended[0]}"
-    )
+    holds = len(ended) == started - len(trigger_tasks()) > 0
+    yield Finding(5, holds, f"{started} started, {len(ended)} ended: {''.join(ended[:1])}")
 
 
-async def _tracked(program: Running, after: str) -> list[Finding]:
-    await until(lambda: not program.tracked, 1)
+async def _tracked(setting: Setting, program: Running, after: str) -> list[Finding]:
+    await until(lambda: not program.tracked, setting.patience)
     tracked, alive = program.tracked, len(trigger_tasks())
     return [Finding(4, tracked == alive, f"{tracked} tracked, {alive} alive after {after}")]
 
@@ -117,7 +119,7 @@ async def fail_and_cancel(setting: Setting) -> list[Finding]:
         program.model.refused.add("suggestions")
         await until(lambda: program.outside.lines("failed after") and not trigger_tasks(), setting.patience)
         errors = [record for record in program.outside.records if _ERROR.search(record.getMessage())]
-        findings = await _tracked(program, "an error")
+        findings = await _tracked(setting, program, "an error")
         program.model.hold("suggestions")
         program.day.update_queue.put_nowait(Update(content="Opens the lid.", content_type="input_text"))
         await until(lambda: len(trigger_tasks()) > 1, setting.patience)
@@ -125,7 +127,7 @@ async def fail_and_cancel(setting: Setting) -> list[Finding]:
         for task in cancelled:
             task.cancel()
         await asyncio.wait(cancelled)
-        findings += await _tracked(program, f"{len(cancelled)} cancelled")
+        findings += await _tracked(setting, program, f"{len(cancelled)} cancelled")
         program.model.release()
         await leave(program)
     holds = bool(errors) and all(record.exc_info and record.exc_info[2] for record in errors)

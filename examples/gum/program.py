@@ -118,7 +118,7 @@ class Setting:
     @property
     def patience(self) -> float:
         """Seconds to wait for what has to come; with the shared session it does not."""
-        return 1.5 if self.triggers is SharedSession else 20.0
+        return 1.0 if self.triggers is SharedSession else 20.0
 
     def model(self) -> ModelServer:
         fast, slow = (0.0, 0.0), (0.15, 0.15)
