@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
+import uuid
 
 import anyio
 import pytest
@@ -20,11 +22,17 @@ from support import Item, reset, session_maker
 from sa_isolated_tasks import TaskScope, UnitCancelledError, isolated_session
 
 ROUNDS = 8
+# Each test has a name of its own: the server may still be ending what another one has left.
+NAMES = (f"c20-{uuid.uuid4().hex[:8]}" for _ in itertools.count())
+OPTIONS = {
+    "asyncpg": lambda name: {"server_settings": {"application_name": name}},
+    "psycopg": lambda name: {"application_name": name},
+}
+SQLALCHEMY = tuple(int(part) for part in sa.__version__.split(".")[:3])
 BACKENDS = sa.text(
-    "select count(*), count(*) filter (where state <> 'idle') from pg_stat_activity "
-    "where datname = current_database() and application_name = 'c20'"
+    "select count(*), count(*) filter (where state <> 'idle') from pg_stat_activity where application_name = :name"
 )
-SLEEPING = sa.text("select count(*) from pg_stat_activity where application_name = 'c20' and wait_event = 'PgSleep'")
+SLEEPING = sa.text("select count(*) from pg_stat_activity where application_name = :name and wait_event = 'PgSleep'")
 
 
 async def hang(session):
@@ -58,34 +66,35 @@ async def by_the_scope(Session, reached):
             raise KeyError
 
 
-async def until_it_sleeps(engine):
+async def until_it_sleeps(engine, name):
     """A request to end a statement that comes before the statement is lost, so the server has to be in it."""
     async with asyncio.timeout(20), engine.connect() as connection:
-        while not (await connection.execute(SLEEPING)).scalar():
+        while not (await connection.execute(SLEEPING, {"name": name})).scalar():
             await connection.rollback()
 
 
-async def backends(engine):
-    """All, and those that are at work, as soon as the server has ended what it was told to end."""
+async def until_it_is_quiet(engine, name):
+    """Until the server has ended what it was told to end: nobody is at work, and nobody is there too many."""
     async with asyncio.timeout(20), engine.connect() as connection:
-        while True:
-            total, busy = (await connection.execute(BACKENDS)).one()
+        total, busy = 3, 1
+        while busy or total > 2:
+            total, busy = (await connection.execute(BACKENDS, {"name": name})).one()
             await connection.rollback()
-            if not busy:
-                return total
 
 
 @pytest.mark.parametrize("cancel", [by_handle, by_anyio, by_the_scope])
 async def test_no_connection_and_no_backend_is_left(postgresql, make_engine, names_in_table, cancel):
     """Round after round, on a pool of two: nothing is checked out, nobody is in a transaction, nobody is too many."""
-    named = {"asyncpg": {"server_settings": {"application_name": "c20"}}, "psycopg": {"application_name": "c20"}}
+    if postgresql.name == "asyncpg" and SQLALCHEMY < (2, 0, 36):
+        pytest.skip("this SQLAlchemy drops a connection of asyncpg without ending its statement")
+    name = next(NAMES)
     watcher = make_engine(postgresql)
-    engine = make_engine(postgresql, pool_size=2, max_overflow=0, connect_args=named[postgresql.name])
+    engine = make_engine(postgresql, pool_size=2, max_overflow=0, connect_args=OPTIONS[postgresql.name](name))
     await reset(watcher)
 
     for _ in range(ROUNDS):
-        await cancel(session_maker(engine), functools.partial(until_it_sleeps, watcher))
-    checked_out, left = engine.pool.checkedout(), await backends(watcher)
+        await cancel(session_maker(engine), functools.partial(until_it_sleeps, watcher, name))
+    checked_out = engine.pool.checkedout()
+    await until_it_is_quiet(watcher, name)
 
     assert (0, []) == (checked_out, await names_in_table(watcher))
-    assert left <= 2
