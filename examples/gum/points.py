@@ -107,10 +107,11 @@ async def roll_back(setting: Setting) -> list[Finding]:
     async with running(setting) as program:
         program.model.refused.add("relations")
         await until(lambda: program.outside.lines("Error processing batch"), setting.patience)
-        asked = program.model.asked.count("suggestions")
+        await until(lambda: not trigger_tasks(), setting.patience)
+        ran = len(program.outside.seen_at_start)
         kept = program.outside.sql("select count(*) from suggestions")
         await leave(program)
-    return [Finding(2, asked == kept == 0, f"parent rolled back: {asked} bodies ran, {kept} suggestions")]
+    return [Finding(2, ran == kept == 0, f"parent rolled back: {ran} bodies ran, {kept} suggestions")]
 
 
 async def fail_and_cancel(setting: Setting) -> list[Finding]:
