@@ -7,7 +7,10 @@ import asyncio
 import sqlalchemy as sa
 
 LOCK = 4512
-WAITING = sa.text(f"select count(*) from pg_locks where locktype = 'advisory' and objid = {LOCK} and not granted")
+WAITING = sa.text(
+    f"select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database "
+    f"where locktype = 'advisory' and objid = {LOCK} and not granted and datname = current_database()"
+)
 
 
 class SlowCommit:
