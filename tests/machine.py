@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 
 import sqlalchemy as sa
-from programs import Unit, awaited_by, follow
+from bodies import Unit, follow
+from programs import awaited_by
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support import Item, session_maker
@@ -156,6 +157,12 @@ class World:
         while not all(self.is_blocked(unit) for unit in self.units if not unit.done):
             self.moved.clear()
             await self.moved.wait()
+
+    def stuck(self):
+        """For the report: whoever should go on, and where it is."""
+        living = [unit for unit in self.units if not unit.done]
+        units = [unit for unit in living if not self.is_blocked(unit)] or living
+        return f"{units}, {[unit.task for unit in units]}, {self.engine.pool.status()}"
 
     def is_blocked(self, unit):
         if unit.handle.state is TaskState.WAITING:

@@ -79,9 +79,16 @@ class Machine(RuleBasedStateMachine):
         self.steps[name] += 1
 
         async def bounded():
-            async with asyncio.timeout(DEADLINE):
-                result = action(*arguments, **options)
-                return await result if asyncio.iscoroutine(result) else result
+            stuck = []
+            timer = asyncio.get_running_loop().call_later(DEADLINE * 0.9, lambda: stuck.append(self.world.stuck()))
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    result = action(*arguments, **options)
+                    return await result if asyncio.iscoroutine(result) else result
+            except TimeoutError:
+                raise AssertionError(f"{name} has not come to an end: {stuck}") from None
+            finally:
+                timer.cancel()
 
         return self.runner.run(bounded())
 
@@ -252,7 +259,7 @@ class Machine(RuleBasedStateMachine):
 
 
 PROFILE = (
-    settings(max_examples=2500, stateful_step_count=60, phases=[Phase.generate, Phase.shrink])
+    settings(max_examples=4000, stateful_step_count=60, phases=[Phase.generate, Phase.shrink])
     if IS_LONG
     else settings(max_examples=15, stateful_step_count=40, derandomize=True)
 )
@@ -280,6 +287,11 @@ async def machine(request):
     return type("Machine", (Machine,), attributes)
 
 
+# A connection that is cut off while it is being made is left to the collector by SQLAlchemy 2.0.0.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <(socket|function _SelectorTransport|function Connection):"
+    "pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.usefixtures("quiet_log")
 def test_any_order_of_events_keeps_the_promises(machine):
     """Whatever happens in whatever order: it ends, and model, handles, rows and pool agree after each step."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import sqlalchemy as sa
-from programs import End, Fate, Odd, Planned
+from bodies import Fate
+from programs import End, Odd, Planned
 
 from sa_isolated_tasks import Outcome, TaskDroppedError, TaskState, UnitCancelledError
 
