@@ -100,6 +100,10 @@ class Watcher:
         async with self._engine.connect() as connection:
             return sorted((await connection.execute(sa.text("select name from items"))).scalars())
 
+    async def forget(self):
+        """Its own connections, after the server has gone."""
+        await self._engine.dispose()
+
     async def run(self, *statements):
         async with self._engine.begin() as connection:
             for statement in statements:
@@ -160,13 +164,18 @@ class Ward:
     def scope(self, **options):
         return TaskScope(self.Session, name="ward", **{"cancel_timeout": 0.3} | options)
 
+    async def warm_up(self):
+        """Leaves a connection in the pool, so that the next unit need not make one."""
+        async with self.engine.connect():
+            pass
+
     async def diagnosis(self, handle):
         """
         Waits for the unit; gives its state, its outcome and whether its row is there.
 
         The outcome has to be true: what it says has to be what the watcher sees.
         """
-        await _end_of(handle)
+        await end_of(handle)
         rows = await self.watcher.rows()
         possible = {
             Outcome.COMMITTED: (True,),
@@ -182,7 +191,7 @@ class Ward:
         names = [f"next {number}" for number in range(3)]
         handles = [scope.spawn(add, name) for name in names]
         for handle in handles:
-            await _end_of(handle)
+            await end_of(handle)
         states = {(handle.state, handle.outcome) for handle in handles}
         rows = await self.watcher.rows()
         return states == {(TaskState.SUCCEEDED, Outcome.COMMITTED)} and set(names) <= set(rows) and self._is_whole()
@@ -191,7 +200,8 @@ class Ward:
         return self.engine.pool.checkedout() == 0
 
 
-async def _end_of(handle):
+async def end_of(handle):
+    """Waits for a unit, whatever becomes of it."""
     ended = asyncio.get_running_loop().create_future()
     handle.add_done_callback(ended.set_result)
     await ended

@@ -87,7 +87,7 @@ class Link:
     async def _pump(self, way):
         try:
             await self._pass_on(way)
-        except ConnectionError:
+        except OSError:
             # One end has gone: the other is told, unless it may not be told anything.
             await self._flows[way].wait()
             self.reset()
@@ -149,6 +149,7 @@ class Proxy:
         self._is_partitioned = False
         self.links = []
         self.accepted = 0
+        self._next = asyncio.Event()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -171,6 +172,11 @@ class Proxy:
         self._traps.append(trap)
         return trap
 
+    async def next_accepted(self):
+        """Waits until one more connection has been accepted."""
+        self._next.clear()
+        await self._next.wait()
+
     def partition(self):
         """Stalls every connection, and those that are still to come: they are accepted, and that is all."""
         self._is_partitioned = True
@@ -184,6 +190,7 @@ class Proxy:
 
     async def _accept(self, reader, writer):
         self.accepted += 1
+        self._next.set()
         task = asyncio.current_task()
         self._tasks.add(task)
         try:
