@@ -16,6 +16,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 sys.path.insert(0, str(Path(__file__).parent))
 
 from databases import NAMES, UNSUPPORTED, Databases, require
+from slow_commit import SlowCommit
 from support import reset, session_maker
 
 DATABASES = Databases()
@@ -95,6 +96,22 @@ async def engine(database, make_engine):
     engine = make_engine(database)
     await reset(engine)
     return engine
+
+
+@pytest.fixture
+async def postgresql_engine(postgresql, make_engine):
+    engine = make_engine(postgresql)
+    await reset(engine)
+    return engine
+
+
+@pytest.fixture
+async def slow_commit(postgresql_engine):
+    """Every COMMIT of an insert waits until the test releases it."""
+    commit = SlowCommit(postgresql_engine)
+    await commit.hold()
+    yield commit
+    await commit.release()
 
 
 @pytest.fixture

@@ -7,26 +7,15 @@ import contextlib
 
 import anyio
 import pytest
-from slow_commit import SlowCommit
-from support import Item, reset, session_maker
+from support import Item, session_maker
 
 from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError, isolated_session
 
 
 @pytest.fixture
-async def engine(postgresql, make_engine):
+def engine(postgresql_engine):
     """Of the database that has a commit which can be held."""
-    engine = make_engine(postgresql)
-    await reset(engine)
-    return engine
-
-
-@pytest.fixture
-async def slow_commit(engine):
-    commit = SlowCommit(engine)
-    await commit.hold()
-    yield commit
-    await commit.release()
+    return postgresql_engine
 
 
 async def commit_and_go_on(session, steps):

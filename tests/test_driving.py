@@ -277,6 +277,30 @@ async def test_patience_that_ends_without_a_cancellation_to_deliver_gives_nothin
     assert [] == given_up
 
 
+async def test_a_cancellation_that_was_taken_back_interrupts_nothing(session, slow):
+    """Half of the patience after it another statement is running, which has nothing to do with it."""
+    interruptions, deadlines, half_is_over = [], [], asyncio.Event()
+
+    async def body():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await slow.select(session)
+        await asyncio.sleep(0)
+        await half_is_over.wait()
+
+    task = driven(body(), session, patience=0.1, known=Known(interrupt=lambda: interruptions.append(1)))
+    await slow.reached.wait()
+    deadlines[0].reschedule(0)
+    while not task.cancelling():
+        await asyncio.sleep(0)
+    slow.release.set()
+    asyncio.get_running_loop().call_later(0.1, half_is_over.set)
+    await task
+
+    assert [] == interruptions
+
+
 async def test_a_cancellation_outside_of_a_call_comes_at_once(session):
     """Nothing is held where nothing has to be."""
     reached = asyncio.Event()

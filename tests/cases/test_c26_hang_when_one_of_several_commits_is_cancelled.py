@@ -10,25 +10,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from slow_commit import SlowCommit
-from support import Item, reset, session_maker
+from support import Item, session_maker
 
 from sa_isolated_tasks import Outcome, TaskScope, TaskState
 
 
 @pytest.fixture
-async def engine(postgresql, make_engine):
-    engine = make_engine(postgresql)
-    await reset(engine)
-    return engine
-
-
-@pytest.fixture
-async def slow_commit(engine):
-    commit = SlowCommit(engine)
-    await commit.hold()
-    yield commit
-    await commit.release()
+def engine(postgresql_engine):
+    return postgresql_engine
 
 
 async def write(session, name):
