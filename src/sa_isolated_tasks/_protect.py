@@ -14,7 +14,8 @@ __all__ = ["LAST_WORDS", "finish", "settle"]
 
 _T = TypeVar("_T")
 
-LAST_WORDS = 1.0
+# Longer than a driver takes to close a connection gracefully before it just closes it: two seconds for asyncpg.
+LAST_WORDS = 3.0
 """Seconds that work has to end in after it was given up, and the same again after it was cancelled."""
 
 

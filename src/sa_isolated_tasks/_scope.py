@@ -16,7 +16,7 @@ from sa_isolated_tasks._factory import SessionFactory, check_limit, resolve_limi
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._leaving import raise_problems, shutdown_error
 from sa_isolated_tasks._logging import with_logging
-from sa_isolated_tasks._protect import settle
+from sa_isolated_tasks._protect import LAST_WORDS, settle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._spawn import Options, Spawner, Spawning, check_seconds
@@ -25,11 +25,6 @@ from sa_isolated_tasks._watch import watch_sessions
 from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError
 
 __all__ = ["TaskScope"]
-
-
-# Longer than a driver takes to close a connection gracefully before it just closes it: two seconds for asyncpg.
-_LAST_WORDS = 3.0
-"""Seconds that cutting the connections of units may take, and the same again that they have to end in after that."""
 
 
 class _State(enum.Enum):
@@ -275,9 +270,9 @@ class TaskScope(Spawner):
         """Cuts the connections of the survivors; those that hung in a statement will end in a moment."""
         hanging = runner.holds_connections()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS):
+            async with asyncio.timeout(LAST_WORDS):
                 await runner.abandon_all()
-        return await self._quiet_within(runner, _LAST_WORDS if hanging else 0, seat)
+        return await self._quiet_within(runner, LAST_WORDS if hanging else 0, seat)
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
         if cause is None:
