@@ -62,7 +62,10 @@ class Unit:
         self.executing = False
         # It went on without waiting for its slot, as the package promises to who gives up.
         self.forced = False
-        self.preferred = False
+        # Somebody awaits it, so it may overtake; and has done so for long enough that it must.
+        self.preferred = self.must_be_next = False
+        # It was cancelled, and returned all the same.
+        self.swallowed = False
         # None, "must" or "may": whether it has to end as cancelled.
         self.cancelled = None
         self.dropped = False
@@ -220,6 +223,7 @@ async def stop(unit, stubborn):
     except asyncio.CancelledError:
         if not stubborn:
             raise
+        unit.swallowed = True
         return True
     finally:
         unit.at_gate = False

@@ -293,10 +293,26 @@ class World:
         if self.faults:
             raise AssertionError("\n".join(self.faults))
 
+    async def rows(self):
+        """As another connection sees them, when nothing has moved meanwhile: `is_blocked` cannot know all slots."""
+        self.moved.set()
+        while self.moved.is_set():
+            await self.settle()
+            self.moved.clear()
+            async with self.reader.connect() as connection:
+                rows = set((await connection.execute(sa.select(Item.name))).scalars())
+        self.mark_preferred()
+        return rows
+
+    def mark_preferred(self):
+        """Who is awaited by now has to start before the others; a moment ago it may have been too late for that."""
+        for unit in self.units:
+            for target in unit.awaiting if not unit.done else ():
+                target.must_be_next = target.is_queued
+
     async def check_settled(self):
         """And what holds when nothing moves: the rows, and whose the connections are."""
-        async with self.reader.connect() as connection:
-            rows = set((await connection.execute(sa.select(Item.name))).scalars())
+        rows = await self.rows()
         for unit in self.units:
             judge(unit)
         expected = self.parent_rows.union(*[rows_of(unit) for unit in self.units])

@@ -58,6 +58,9 @@ class Arena:
         ]
         if overtaken and not unit.preferred:
             self.world.fault(f"{unit} has overtaken {overtaken}, and nobody awaits it")
+        skipped = [other for other in self.units if other.must_be_next and other.is_queued and not other.cancelled]
+        if skipped and not unit.preferred:
+            self.world.fault(f"{unit} has started before {skipped}, which others await")
         self.check_limit(unit)
 
     def check_limit(self, unit):

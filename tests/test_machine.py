@@ -57,6 +57,7 @@ SEVERAL = st.lists(PROGRAMS, min_size=1, max_size=4)
 TIMEOUTS = st.sampled_from([None, None, None, 3600, 0])
 LIMITS = st.sampled_from([1, 2, 3, None])
 SCOPES = {"limit": LIMITS, "on_failure": st.sampled_from(["log", "raise"]), "drain_timeout": st.sampled_from([None, 0])}
+UNCOUNTED = {"begin", "check", "check tasks", "give up", "dispose"}
 WHICH = st.integers(0, 1)
 BACK = st.integers(0, 8)
 
@@ -76,7 +77,7 @@ class Machine(RuleBasedStateMachine):
 
     def run(self, name, action, *arguments, **options):
         """One step, which has to come to an end."""
-        self.steps[name] += 1
+        self.steps[name] += name not in UNCOUNTED
 
         async def bounded():
             stuck = []
@@ -167,6 +168,17 @@ class Machine(RuleBasedStateMachine):
             unit = self.run("spawn after commit", *arguments, timeout=timeout, parent=parent)
             if unit is not None:
                 world.roots.append(unit)
+
+    @precondition(lambda self: self.world.parents)
+    @rule(which=WHICH, scope=WHICH, several=SEVERAL, releases=st.sampled_from([True, False, None]))
+    def spawn_in_savepoint(self, which, scope, several, releases):
+        """As the rules around this one might come to do it; all of them together are rare."""
+        parent = self.parent(which)
+        self.savepoint(which)
+        self.spawn_after_commit(which, scope, several, None)
+        if releases is not None:
+            depth = len(parent.savepoints)
+            self.run("end savepoint", self.world.end_savepoint, parent, depth, releases=releases)
 
     @precondition(lambda self: any(parent.savepoints for parent in self.world.parents))
     @rule(which=WHICH, depth=st.integers(0, 3), releases=st.booleans())

@@ -72,7 +72,7 @@ def fate_of(unit, transaction):
         return transaction.fate
     if unit.handle.state is TaskState.SUCCEEDED:
         return Fate.COMMITTED
-    if unit.handle.state is TaskState.FAILED and not transaction.closing:
+    if unit.swallowed or (unit.handle.state is TaskState.FAILED and not transaction.closing):
         return Fate.ROLLED_BACK
     # Cancelled while it committed, or just before: the handle knows, and the rows will tell whether it does.
     before = sum(other.fate is Fate.COMMITTED for other in unit.transactions)
