@@ -366,14 +366,14 @@ async def test_a_unit_interrupts_its_own_statement(sqlite, make_engine, names_in
     async with engine.begin() as connection:
         await connection.run_sync(Item.metadata.drop_all)
         await connection.run_sync(Item.metadata.create_all)
-    unit = Unit(SessionFactory(session_maker(engine)), body, body)
+    unit = Unit(SessionFactory(session_maker(engine)), body)
     unit.patience = 0.2
     task = asyncio.create_task(unit.run())
     await reached.wait()
     task.cancel()
     with pytest.raises((asyncio.CancelledError, sa.exc.OperationalError)):
         await task
-    await Unit(SessionFactory(session_maker(engine)), add, add).run()
+    await Unit(SessionFactory(session_maker(engine)), add).run()
 
     assert ["next"] == await names_in_table(engine)
     assert Outcome.ROLLED_BACK is unit.outcome

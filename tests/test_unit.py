@@ -29,7 +29,7 @@ def _watching():
 
 
 def unit_of(factory, body, **options):
-    return Unit(SessionFactory(factory), body, body, **options)
+    return Unit(SessionFactory(factory), body, **options)
 
 
 async def add(session, name="a"):

@@ -37,12 +37,14 @@ class SessionFactory:
         DeclarationError: it is no callable without arguments that can give a session or an async context manager.
     """
 
-    __slots__ = ("_checked", "make")
+    __slots__ = ("_checked", "_sound", "make")
 
     def __init__(self, factory: Callable[[], Any]) -> None:
         _check_declaration(factory)
-        self.make = factory
+        self.make: Any = factory
         self._checked = False
+        # The engine of every session that it makes, where that is known and was checked.
+        self._sound: object = None
 
     def check_isolation(self) -> None:
         """
@@ -54,8 +56,23 @@ class SessionFactory:
         if not self._checked:
             _check_registry(self.make)
             if _is_maker(self.make):
-                _check_binds(_binds_of_maker(self.make))
+                binds = _binds_of_maker(self.make)
+                _check_binds(binds)
+                if len(binds) == 1 and _takes_what_the_maker_gives(self.make):
+                    self._sound = binds[0]
             self._checked = True
+
+    def adopt(self, made: Any) -> Record:
+        """As `adopt` does, a session that this factory has made; what holds for all of them is not checked again."""
+        return adopt(made, in_use=False, sound=self._sound)
+
+    def may_stay_open(self, session: AsyncSession) -> bool:
+        """Whether to close a session that was never used would do nothing; it does if it closes for good."""
+        return (
+            self._sound is not None
+            and self.make.kw.get("close_resets_only") is not False
+            and not len(session.sync_session.identity_map)
+        )
 
     def binds(self) -> list[Any] | None:
         """
@@ -82,6 +99,12 @@ def _is_maker(factory: Any) -> bool:
 
 def _session_class_of(maker: Any) -> Any:
     return maker.kw.get("sync_session_class", maker.class_.sync_session_class)
+
+
+def _takes_what_the_maker_gives(maker: Any) -> bool:
+    """Whether no class of the user's may choose another engine for a session when it is made."""
+    own = maker.class_.__init__ is AsyncSession.__init__
+    return own and _session_class_of(maker).__init__ is Session.__init__
 
 
 def _routes(cls: Any) -> bool:
@@ -224,11 +247,12 @@ def _check_binds(binds: list[Any]) -> None:
             )
 
 
-def adopt(made: Any, *, in_use: bool) -> Record:
+def adopt(made: Any, *, in_use: bool, sound: object = None) -> Record:
     """
     Takes over a session that a factory has given: nobody else may be using it.
 
-    A context manager may yield a session that is *in_use*: it has begun the transaction itself.
+    A context manager may yield a session that is *in_use*: it has begun the transaction itself. One that is bound to
+    the engine *sound*, and to nothing else, is bound to nothing that others share.
 
     Raises:
         DeclarationError: it is no AsyncSession.
@@ -244,7 +268,8 @@ def adopt(made: Any, *, in_use: bool) -> Record:
             f"the factory gave a session ({type(made).__name__}) that it, or somebody else, has already used",
             cure="def factory() -> AsyncSession: return AsyncSession(engine)",
         )
-    _check_binds(_binds_of_session(made))
+    if sound is None or made.sync_session.bind is not sound:
+        _check_binds(_binds_of_session(made))
     record.isolated = True
     return record
 

@@ -257,7 +257,7 @@ def prepare(
     check_call(Passed(fn.__name__, args, kwargs, owner, offset), shape, fn.__signature__, guard)
     refuse_taken(shape, fn.__name__, kwargs)
     factory.check_isolation()
-    return Unit(factory, lambda session: body(*bound, session, *args, **kwargs), body, timeout)
+    return Unit(factory, body, args, kwargs, before=bound, timeout=timeout)
 
 
 class _Method(Isolated):

@@ -13,11 +13,19 @@ from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitSta
 from sa_isolated_tasks._types import TaskState
 from sa_isolated_tasks.exceptions import DeclarationError
 
-__all__ = ["LOGGER", "LoggingListener", "notify", "with_logging"]
+__all__ = ["LOGGER", "LoggingListener", "hear_starts", "notify", "with_logging"]
 
 _METHODS = ("unit_started", "unit_ended", "scope_waiting")
 
 LOGGER = logging.getLogger("sa_isolated_tasks")
+
+_FIGURES = "(queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s"
+_TEXTS = {
+    TaskState.SUCCEEDED: f"%s completed in %.2fs {_FIGURES}",
+    TaskState.FAILED: f"%s failed after %.2fs {_FIGURES}",
+    TaskState.CANCELLED: f"%s cancelled after %.2fs {_FIGURES}: %s",
+    TaskState.DROPPED: "%s dropped after %.2fs: %s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +51,35 @@ class LoggingListener:
             LOGGER.debug("%s started (queued %.2fs)", event.unit, event.queued, extra=_extra(event))
 
     def unit_ended(self, event: UnitEnded, /) -> None:
-        timing = event.timing
-        if event.state is TaskState.FAILED:
-            LOGGER.error(
-                "%s failed after %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s",
-                *_figures(event),
-                exc_info=_exc_info(event.exception),
-                extra=_extra_of_end(event),
-            )
-            return
-        slow = self.slow is not None and timing.total >= self.slow
-        level = logging.WARNING if slow else logging.INFO
+        level = self._level_of(event)
         if not LOGGER.isEnabledFor(level):
             return
-        if event.state is TaskState.SUCCEEDED:
-            LOGGER.log(
-                level,
-                "%s completed in %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s",
-                *_figures(event),
-                extra=_extra_of_end(event),
-            )
-        elif event.state is TaskState.DROPPED:
-            LOGGER.log(
-                level,
-                "%s dropped after %.2fs: %s",
-                event.unit,
-                timing.total,
-                event.reason,
-                extra=_extra_of_end(event),
-            )
-        else:
-            LOGGER.log(
-                level,
-                "%s cancelled after %.2fs (queued %.2fs, body %.2fs, commit %.2fs, connection %.2fs), %s: %s",
-                *_figures(event),
-                event.reason,
-                extra=_extra_of_end(event),
-            )
+        timing = event.timing
+        args: tuple[object, ...] = (
+            event.unit,
+            timing.total,
+            timing.queued,
+            timing.body,
+            timing.commit,
+            timing.connection,
+            event.outcome.value,
+        )
+        if event.state is TaskState.DROPPED:
+            args = (event.unit, timing.total, event.reason)
+        elif event.state is TaskState.CANCELLED:
+            args = (*args, event.reason)
+        error = event.exception if event.state is TaskState.FAILED else None
+        # Q: Why not `LOGGER.log`? A: It looks for its caller, on the stack of the event loop, and asks of each extra
+        # key whether it is taken; both take longer than making the record.
+        record = LOGGER.makeRecord(LOGGER.name, level, __file__, 0, _TEXTS[event.state], args, _exc_info(error))
+        record.__dict__.update(_extra_of_end(event))
+        LOGGER.handle(record)
+
+    def _level_of(self, event: UnitEnded) -> int:
+        if event.state is TaskState.FAILED:
+            return logging.ERROR
+        slow = self.slow is not None and event.timing.total >= self.slow
+        return logging.WARNING if slow else logging.INFO
 
     def scope_waiting(self, event: ScopeWaiting, /) -> None:
         LOGGER.warning(
@@ -92,19 +92,6 @@ class LoggingListener:
         )
 
 
-def _figures(event: UnitEnded) -> tuple[object, ...]:
-    timing = event.timing
-    return (
-        event.unit,
-        timing.total,
-        timing.queued,
-        timing.body,
-        timing.commit,
-        timing.connection,
-        event.outcome.value,
-    )
-
-
 def _exc_info(
     error: BaseException | None,
 ) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
@@ -112,13 +99,15 @@ def _exc_info(
     return None if error is None else (type(error), error, error.__traceback__)
 
 
-def _extra(event: UnitStarted | UnitEnded) -> dict[str, object]:
+def _extra(event: UnitStarted) -> dict[str, object]:
     return {"sit_scope": event.scope, "sit_unit": event.unit}
 
 
 def _extra_of_end(event: UnitEnded) -> dict[str, object]:
     timing = event.timing
-    return _extra(event) | {
+    return {
+        "sit_scope": event.scope,
+        "sit_unit": event.unit,
         "sit_state": event.state.value,
         "sit_outcome": event.outcome.value,
         "sit_commits": event.commits,
@@ -130,6 +119,11 @@ def _extra_of_end(event: UnitEnded) -> dict[str, object]:
         "sit_connection": timing.connection,
         "sit_spawned_at": event.spawned_at,
     }
+
+
+def hear_starts(listeners: Sequence[Listener]) -> bool:
+    """Whether one of them does something when a unit starts, at any level of the log but DEBUG."""
+    return any(type(listener) is not LoggingListener for listener in listeners)
 
 
 def with_logging(listeners: Sequence[Listener]) -> tuple[Listener, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -15,7 +16,7 @@ from sa_isolated_tasks._after_commit import ParentTransaction
 from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
 from sa_isolated_tasks._handle import Entry
-from sa_isolated_tasks._logging import LOGGER, notify
+from sa_isolated_tasks._logging import LOGGER, hear_starts, notify
 from sa_isolated_tasks._queue import StartQueue
 from sa_isolated_tasks._slots import Seat, Slots
 from sa_isolated_tasks._types import TaskState, UnitSnapshot
@@ -38,6 +39,7 @@ class Runner:
     __slots__ = (
         "_anchor",
         "_arriving",
+        "_hear_starts",
         "_pumping",
         "_quiet_waiters",
         "closed",
@@ -66,6 +68,7 @@ class Runner:
         self.loop = asyncio.get_running_loop()
         self.slots = Slots(limit, self._schedule, self._tell_if_quiet)
         self.listeners = tuple(listeners)
+        self._hear_starts = hear_starts(listeners)
         self.on_failure = on_failure
         self.patience = patience
         self.counts = dict.fromkeys((state for state in TaskState if state.ended), 0)
@@ -231,9 +234,9 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 -- a coroutine that runs has one
         entry.start(task)
-        started = UnitStarted(self.name, entry.name, entry.queued_seconds)
         try:
-            notify(self.listeners, lambda listener: listener.unit_started(started))
+            if self._hear_starts or LOGGER.isEnabledFor(logging.DEBUG):
+                self._tell_of_start(entry)
             entry.succeed(await entry.unit.run())
         except asyncio.CancelledError as error:
             self._cancelled(entry, task, error)
@@ -246,6 +249,10 @@ class Runner:
             # The frames of the traceback lead back to this one, and the entry holds the traceback: break the cycle,
             # test_handle.py::test_a_failed_unit_is_freed_without_the_garbage_collector.
             del entry, task
+
+    def _tell_of_start(self, entry: Entry) -> None:
+        started = UnitStarted(self.name, entry.name, entry.queued_seconds)
+        notify(self.listeners, lambda listener: listener.unit_started(started))
 
     def _cancelled(self, entry: Entry, task: asyncio.Task[None], error: asyncio.CancelledError) -> None:
         if entry.cancel_reason is None and task.cancelling():
@@ -303,16 +310,18 @@ class Runner:
                 quiet.set_result(None)
 
     def _ended_event(self, entry: Entry) -> UnitEnded:
+        unit = entry.unit
+        reason = entry.cancel_reason or entry.drop_reason or ""
         return UnitEnded(
-            scope=self.name,
-            unit=entry.name,
-            state=entry.state,
-            outcome=entry.unit.outcome,
-            commits=entry.unit.commits,
-            timing=entry.timing,
-            exception=entry.exception,
-            reason=entry.cancel_reason or entry.drop_reason or "",
-            spawned_at=entry.where,
+            self.name,
+            entry.name,
+            entry.state,
+            unit.outcome,
+            unit.commits,
+            entry.timing,
+            entry.exception,
+            reason,
+            entry.where,
         )
 
     def cancel(self, entry: Entry, reason: str) -> bool:

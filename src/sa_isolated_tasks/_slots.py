@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 __all__ = ["Seat", "Slots"]
 
@@ -54,6 +54,10 @@ class Slots:
             self.on_free()
 
 
+_NOBODY: list[Any] = []
+"""Shared by all seats, and never changed."""
+
+
 @final
 class Seat:
     """The place of one unit: whether it holds a slot, which units it waits for, and which wait for it."""
@@ -67,9 +71,9 @@ class Seat:
         self.ended = False
         # Whether this stands for all units of a scope, not for one.
         self.crowd = False
-        # Lists, not sets: `gather(handle, handle)` waits twice.
-        self.targets: list[Seat] = []
-        self.watchers: list[Seat] = []
+        # Lists, not sets: `gather(handle, handle)` waits twice. Most units wait for nobody: they have the empty one.
+        self.targets: list[Seat] = _NOBODY
+        self.watchers: list[Seat] = _NOBODY
         self.turn: asyncio.Future[None] | None = None
 
     def belongs_to(self, slots: Slots) -> bool:
@@ -82,6 +86,10 @@ class Seat:
         return False
 
     def wait_for(self, target: Seat) -> None:
+        if self.targets is _NOBODY:
+            self.targets = []
+        if target.watchers is _NOBODY:
+            target.watchers = []
         self.targets.append(target)
         target.watchers.append(self)
         if not target.holds:
@@ -160,14 +168,14 @@ class Seat:
         """The unit has ended: those who waited for it get their slots back before anyone new starts."""
         self.ended = True
         self.parent = None
-        watchers, self.watchers = self.watchers, []
+        watchers, self.watchers = self.watchers, _NOBODY
         for watcher in watchers:
             watcher.targets.remove(self)
-        for watcher in dict.fromkeys(watchers):
+        for watcher in dict.fromkeys(watchers) if watchers else ():
             watcher.queue_for_return()
         for target in self.targets:
             target.watchers.remove(self)
-        self.targets.clear()
+        self.targets = _NOBODY
         self.wake()
         if self in self.slots.returning:
             self.slots.returning.remove(self)

@@ -114,45 +114,52 @@ class Spawning:
         return TaskHandle(entry)
 
     def _entry(self, options: Options, call: _Call, frame: FrameType) -> Entry:
-        fn, args, kwargs = _unwrapped(call.fn, call.args, call.kwargs)
-        isolated = as_isolated(fn)
         # The hook of a commit may run in a worker thread, and so may what is registered for it.
         anywhere = call.offset > 1
+        shape = self._known_shape_of(call.fn)
+        isolated = None
+        if shape is None:
+            call = _unwrapped(call)
+            isolated = as_isolated(call.fn)
         if isolated is None:
-            check_body(fn)
-            name = name_of(fn)
+            if shape is None:
+                check_body(call.fn)
+            name = name_of(call.fn)
             runner = self._admit(name, anywhere)
-            unit = self._plain_unit(options, fn, args, kwargs, call.offset)
+            unit = self._plain_unit(options, call, name, shape)
         else:
             name = isolated.__qualname__
             runner = self._admit(name, anywhere)
-            unit = prepare(isolated, args, kwargs, offset=call.offset, guard=options.guard, timeout=options.timeout)
+            unit = prepare(
+                isolated, call.args, call.kwargs, offset=call.offset, guard=options.guard, timeout=options.timeout
+            )
         context = contextvars.copy_context() if options.context == "copy" else contextvars.Context()
         line = (frame.f_code.co_filename, frame.f_lineno)
         return Entry(runner, options.name or name, next(self._numbers), unit, context, line)
 
-    def _plain_unit(
-        self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], offset: int
-    ) -> Unit[Any]:
-        name = name_of(fn)
+    def _plain_unit(self, options: Options, call: _Call, name: str, shape: Shape | None) -> Unit[Any]:
+        fn, args, kwargs, offset = call
         passed = Passed(name, args, kwargs, fn if carries(fn) else None, offset)
-        try:
-            shape = self._shape_of(fn)
-        except DeclarationError:
-            # A method of a session has no session parameter; that is not what is wrong with it.
-            check(passed, options.guard)
-            raise
+        if shape is None:
+            try:
+                shape = self._shape_of(fn)
+            except DeclarationError:
+                # A method of a session has no session parameter; that is not what is wrong with it.
+                check(passed, options.guard)
+                raise
         check_call(passed, shape, shape.signature, options.guard)
         refuse_taken(shape, name, kwargs)
-        return Unit(self._factory, lambda session: fn(session, *args, **kwargs), fn, options.timeout)
+        return Unit(self._factory, fn, args, kwargs, timeout=options.timeout)
+
+    def _known_shape_of(self, fn: Any) -> Shape | None:
+        """Of a plain function that was spawned before, and needs no second look."""
+        # All functions that one decorator has wrapped have the same code, and signatures of their own.
+        return self._shapes.get(fn.__code__) if type(fn) is FunctionType and not fn.__dict__ else None
 
     def _shape_of(self, fn: Any) -> Shape:
-        # All functions that one decorator has wrapped have the same code, and signatures of their own.
-        if type(fn) is not FunctionType or fn.__dict__:
-            return _function_shape(fn)
-        shape = self._shapes.get(fn.__code__)
-        if shape is None:
-            shape = self._shapes[fn.__code__] = _function_shape(fn)
+        shape = _function_shape(fn)
+        if type(fn) is FunctionType and not fn.__dict__:
+            self._shapes[fn.__code__] = shape
         return shape
 
 
@@ -180,13 +187,13 @@ def _session_in_transaction(session: Any, fn: Any) -> Session:
     return sync
 
 
-def _unwrapped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _unwrapped(call: _Call) -> _Call:
     """A ``partial`` of an isolated function is that function with more arguments."""
-    given, more_args, more_kwargs = fn, args, kwargs
+    given, args, kwargs = call.fn, call.args, call.kwargs
     while isinstance(given, functools.partial):
-        more_args, more_kwargs = given.args + more_args, given.keywords | more_kwargs
+        args, kwargs = given.args + args, given.keywords | kwargs
         given = given.func
-    return (fn, args, kwargs) if as_isolated(given) is None else (given, more_args, more_kwargs)
+    return call if as_isolated(given) is None else _Call(given, args, kwargs, call.offset)
 
 
 def _function_shape(fn: Any) -> Shape:

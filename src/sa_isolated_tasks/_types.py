@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -75,8 +75,7 @@ class Outcome(enum.Enum):
     """The connection died during the commit: the rows may be there or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """
     Where the time of a unit went, in seconds of a monotonic clock.
 

@@ -93,11 +93,16 @@ class Record:
         self.held_since = 0.0
         self.on_end: Callable[[], object] | None = None
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the session never was in a transaction, not even in one without a connection."""
+        return self.identity_map is _nothing
+
     def remember(self, session: Session) -> None:
         self.identity_map = weakref.ref(session.identity_map)
 
     def is_closed(self, session: Session) -> bool:
-        return self.identity_map is not _nothing and self.identity_map() is not session.identity_map
+        return not self.is_fresh and self.identity_map() is not session.identity_map
 
     def end(self) -> None:
         """The root transaction has ended; without a connection it was nothing."""
