@@ -265,3 +265,87 @@ async def test_a_driver_that_is_closed_closes_the_work():
     stepping.close()
 
     assert [1] == closed
+
+
+async def test_a_hold_behind_a_hold_wakes_once_and_keeps_both():
+    """A unit that is called in the body of a unit: the cancellation is held by both, and the work ends undisturbed."""
+    released = asyncio.get_running_loop().create_future()
+
+    async def work():
+        await released
+        return "done"
+
+    inner = Holding(work())
+    outer = Holding(run(inner))
+    task = asyncio.create_task(run(outer))
+    await asyncio.sleep(0)
+
+    task.cancel("once")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    held = str(outer.held)
+    released.set_result(None)
+
+    assert "done" == await task
+    assert ("once", None, False) == (held, inner.held, released.cancelled())
+
+
+@pytest.mark.parametrize("which", ["inner", "outer"])
+async def test_a_wake_reaches_through_holds_behind_one_another(which):
+    """What one of them is told makes it ask again, and the future that the work waits for is not touched."""
+    never = asyncio.get_running_loop().create_future()
+
+    async def work():
+        await never
+
+    steps = {"inner": Holding(work())}
+    steps["outer"] = Holding(run(steps["inner"]))
+    task = asyncio.create_task(run(steps["outer"]))
+    await asyncio.sleep(0)
+
+    steps[which].leave()
+    with pytest.raises(PatienceEnded):
+        await task
+
+    assert not never.done()
+    never.cancel()
+    for step in steps.values():
+        step._coroutine.close()
+
+
+async def test_the_end_and_a_cancellation_in_one_turn_of_the_loop():
+    """In both orders the work has its result, and the cancellation is held."""
+    for cancel_first in (True, False):
+        future = asyncio.get_running_loop().create_future()
+
+        async def work(future=future):
+            return await future
+
+        steps = Holding(work())
+        task = asyncio.create_task(run(steps))
+        await asyncio.sleep(0)
+        orders = [lambda task=task: task.cancel("now"), lambda future=future: future.set_result(7)]
+        for step in orders if cancel_first else reversed(orders):
+            step()
+
+        assert 7 == await task
+        assert "now" == str(steps.held)
+
+
+async def test_two_cancellations_in_one_turn_are_both_counted():
+    """The second finds the task woken already, and comes at its next suspension."""
+    future = asyncio.get_running_loop().create_future()
+
+    async def work():
+        return await future
+
+    steps = Holding(work())
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+
+    assert (True, True) == (task.cancel("first"), task.cancel("second"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    future.set_result(8)
+
+    assert (8, 2) == (await task, task.cancelling())

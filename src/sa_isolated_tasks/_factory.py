@@ -67,7 +67,7 @@ class SessionFactory:
         return adopt(made, in_use=False, sound=self._sound)
 
     def may_stay_open(self, session: AsyncSession) -> bool:
-        """Whether to close a session that was never used would do nothing; it does if it closes for good."""
+        """Whether closing a session, which is in no transaction, does nothing: it is empty, and not closed for good."""
         return (
             self._sound is not None
             and self.make.kw.get("close_resets_only") is not False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from sa_isolated_tasks._after_commit import ParentTransaction
 from sa_isolated_tasks._context import current_seat
+from sa_isolated_tasks._events import UnitEnded
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._types import Outcome, TaskState, Timing, UnitSnapshot, Welcome
 from sa_isolated_tasks._unit import Unit
@@ -124,6 +125,20 @@ class Entry:
 
     def snapshot(self) -> UnitSnapshot:
         return UnitSnapshot(self.name, self.state, self.unit.outcome, perf_counter() - self.spawned_at, self.where)
+
+    def ended_event(self) -> UnitEnded:
+        unit = self.unit
+        return UnitEnded(
+            self.runner.name,
+            self.name,
+            self.state,
+            unit.outcome,
+            unit.commits,
+            self.timing,
+            self.exception,
+            self.cancel_reason or self.drop_reason or "",
+            self.where,
+        )
 
     def wait_for_commit(self, parent: ParentTransaction) -> None:
         self.parent = parent

@@ -30,22 +30,8 @@ async def finish(
     since: float = math.inf,
     give_up: Callable[[], Coroutine[Any, Any, object]] = _just_cancel,
 ) -> _T:
-    """As `settle`; then the cancellation, if there was one, goes on."""
-    result, cancelled = await settle(work, patience=patience, since=since, give_up=give_up)
-    if cancelled is not None:
-        raise cancelled
-    return result
-
-
-async def settle(
-    work: Coroutine[Any, Any, _T],
-    *,
-    patience: float = math.inf,
-    since: float = math.inf,
-    give_up: Callable[[], Coroutine[Any, Any, object]] = _just_cancel,
-) -> tuple[_T, asyncio.CancelledError | None]:
     """
-    Awaits *work*, in the current task, however often that is cancelled meanwhile.
+    Awaits *work*, in the current task, however often that is cancelled meanwhile; then the cancellation goes on.
 
     Args:
         work: the coroutine; its exception goes before the cancellation's.
@@ -53,27 +39,39 @@ async def settle(
         since: when there was a cancellation already, in the time of the loop.
         give_up: awaited for a moment when patience has ended, to make *work* fail; it is cancelled too.
 
-    Returns:
-        The result of *work*, and the cancellation that came meanwhile.
-
     Raises:
-        CancelledError: patience has ended; *work* has no result.
+        CancelledError: there was one; or patience has ended, and *work* has no result.
     """
     settling = _Settling(work, patience, since)
     try:
-        return await settling, settling.held
+        result = await settling
     except PatienceEnded:
-        cancelled = settling.held
-        settling.given_up = True
-        loop = asyncio.get_running_loop()
-        rest = loop.create_task(settling.rest())
-        # It starts in the first turn of this wait: what is cancelled has to have begun.
-        await _wait_a_moment(loop.create_task(give_up()))
-        rest.cancel("given up")
-        await _wait_a_moment(rest)
-        raise cancelled or asyncio.CancelledError("what had to be finished was given up") from None
+        raise await _give_up(settling, give_up) from None
     finally:
         settling.end()
+    if settling.held is not None:
+        raise settling.held
+    return result
+
+
+async def settle(work: Coroutine[Any, Any, _T]) -> tuple[_T, asyncio.CancelledError | None]:
+    """As `finish`; gives the result of *work*, and the cancellation that came meanwhile, in place of raising it."""
+    settling = _Settling(work, math.inf, math.inf)
+    return await settling, settling.held
+
+
+async def _give_up(
+    settling: _Settling[Any], give_up: Callable[[], Coroutine[Any, Any, object]]
+) -> asyncio.CancelledError:
+    cancelled = settling.held
+    settling.given_up = True
+    loop = asyncio.get_running_loop()
+    rest = loop.create_task(settling.rest())
+    # It starts in the first turn of this wait: what is cancelled has to have begun.
+    await _wait_a_moment(loop.create_task(give_up()))
+    rest.cancel("given up")
+    await _wait_a_moment(rest)
+    return cancelled or asyncio.CancelledError("what had to be finished was given up")
 
 
 @final

@@ -14,7 +14,7 @@ from typing import final
 
 from sa_isolated_tasks._after_commit import ParentTransaction
 from sa_isolated_tasks._context import current_seat
-from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
+from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitStarted
 from sa_isolated_tasks._handle import Entry
 from sa_isolated_tasks._logging import LOGGER, hear_starts, notify
 from sa_isolated_tasks._queue import StartQueue
@@ -132,7 +132,7 @@ class Runner:
 
     def release(self, entry: Entry) -> None:
         """The parent has committed. In another thread the loop is told, and leaving the scope waits for the news."""
-        if self._is_here():
+        if self.is_here():
             self._arrive(entry)
         else:
             self._arriving[entry] = None
@@ -140,7 +140,7 @@ class Runner:
 
     def drop(self, entry: Entry, reason: str, *, later: bool = False) -> None:
         """The parent will not commit. *later*: not in this frame, which may be the garbage collector's."""
-        if self._is_here() and not later:
+        if self.is_here() and not later:
             self._drop(entry, reason)
         else:
             self._tell_loop(functools.partial(self._drop, entry, reason))
@@ -166,7 +166,7 @@ class Runner:
             entry.drop_reason = reason
             self._end(entry)
 
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
         try:
             return asyncio.get_running_loop() is self.loop
         except RuntimeError:
@@ -179,7 +179,7 @@ class Runner:
         Raises:
             WrongLoopError: it is another loop or thread.
         """
-        if not self._is_here():
+        if not self.is_here():
             raise WrongLoopError(f"{what} from another event loop or thread than that of scope {self.name}", cure=cure)
 
     def _tell_loop(self, news: Callable[[], None]) -> None:
@@ -296,7 +296,7 @@ class Runner:
             entry.exception = entry.cancelled_error()
         self.counts[state] += 1
         entry.end(state)
-        ended = self._ended_event(entry)
+        ended = entry.ended_event()
         try:
             notify(self.listeners, lambda listener: listener.unit_ended(ended))
         finally:
@@ -308,21 +308,6 @@ class Runner:
         for quiet, waiter in self._quiet_waiters:
             if not quiet.done() and self.is_quiet(waiter):
                 quiet.set_result(None)
-
-    def _ended_event(self, entry: Entry) -> UnitEnded:
-        unit = entry.unit
-        reason = entry.cancel_reason or entry.drop_reason or ""
-        return UnitEnded(
-            self.name,
-            entry.name,
-            entry.state,
-            unit.outcome,
-            unit.commits,
-            entry.timing,
-            entry.exception,
-            reason,
-            entry.where,
-        )
 
     def cancel(self, entry: Entry, reason: str) -> bool:
         """Cancels one unit; only the first call reaches it, so that its clean-up is not cut off."""

@@ -319,10 +319,11 @@ class TaskScope(Spawner):
             WrongLoopError: this is another loop or thread.
         """
         runner = self._runner
-        if runner is not None and self._state in {_State.OPEN, _State.DRAINING}:
-            if not anywhere:
+        state = self._state
+        if runner is not None and (state is _State.OPEN or state is _State.DRAINING):
+            if not anywhere and not runner.is_here():
                 runner.require_loop(f"{name} was spawned", f"loop.call_soon_threadsafe(scope.spawn, {name})")
-            if self._state is _State.OPEN:
+            if state is _State.OPEN:
                 return runner
             seat = current_seat.get()
             if seat is not None and seat.belongs_to(runner.slots):

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import gc
 import sys
-from collections.abc import Coroutine, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeVar, cast
+from contextvars import Context
+from typing import Any, Generic, TypeVar, cast, final
 
 __all__ = ["PatienceEnded", "Steps", "anyio_shield", "awaited_by", "has_run_out", "times_cancelled"]
 
@@ -33,9 +34,9 @@ class Steps(Generic[R]):
     """
 
     __slots__ = (
-        "_alarm",
         "_asked",
         "_coroutine",
+        "_gate",
         "_is_left",
         "_lent",
         "_one_too_many",
@@ -53,7 +54,7 @@ class Steps(Generic[R]):
         self._asked = 0
         self._lent = 0
         self._one_too_many = False
-        self._alarm: asyncio.Future[None] | None = None
+        self._gate: _Gate | None = None
         self._waiting: asyncio.Future[Any] | None = None
         self._is_left = False
 
@@ -69,7 +70,7 @@ class Steps(Generic[R]):
         """A cancellation was remembered; before that there was none."""
         raise NotImplementedError
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, R]:  # noqa: C901 -- a function more is one call more for each suspension
         error: BaseException | None = None
         try:
             if self._waiting is not None:
@@ -77,18 +78,26 @@ class Steps(Generic[R]):
             while True:
                 try:
                     waiting = self._coroutine.send(None) if error is None else self._throw(error)
-                except StopIteration as end:
-                    yield from self._absorb()
+                except BaseException as end:
+                    if self._one_too_many:
+                        yield from self._absorb()
+                    if not isinstance(end, StopIteration):
+                        raise
                     result: R = end.value
                     return result
-                except BaseException:
-                    yield from self._absorb()
-                    raise
                 error = None
                 if self.holds():
                     error = yield from self._wait(waiting)
-                else:
+                elif self.held is not None:
                     error = yield from self._pass_on(waiting)
+                else:
+                    # As `_pass_on` does, without a generator for each suspension.
+                    try:
+                        yield waiting
+                    except GeneratorExit:
+                        raise
+                    except BaseException as thrown:  # noqa: BLE001 -- it is thrown into the coroutine
+                        error = self._struck_by(thrown)
         finally:
             error = None  # its traceback leads to this frame
             if not self._is_left:
@@ -100,7 +109,7 @@ class Steps(Generic[R]):
             waiting = _next_turn()
         # Whoever yields a future to its task says so by this flag; it is another one that is yielded now.
         waiting._asyncio_future_blocking = False  # noqa: SLF001 -- the protocol between futures and tasks
-        shield: AbstractContextManager[Any] = contextlib.nullcontext()
+        shield = _NO_SHIELD
         asked = times_cancelled()
         while not waiting.done() and self.holds():
             try:
@@ -108,7 +117,8 @@ class Steps(Generic[R]):
                 # scope cancels in every turn of the loop, and one core would be busy until the commit is through:
                 # test_protect.py::test_anyio_does_not_spin_during_a_commit.
                 with shield:
-                    yield from self._end_of(waiting)
+                    gate = self._gate = _Gate(waiting)
+                    yield gate
             except asyncio.CancelledError as cancelled:
                 if self.owns():
                     return self._let_in(cancelled, waiting)
@@ -140,9 +150,12 @@ class Steps(Generic[R]):
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 -- it is thrown into the coroutine
-            self.is_struck = self.is_struck or isinstance(error, asyncio.CancelledError)
-            return error
+            return self._struck_by(error)
         return None
+
+    def _struck_by(self, error: BaseException) -> BaseException:
+        self.is_struck = self.is_struck or isinstance(error, asyncio.CancelledError)
+        return error
 
     def _hold(self, cancelled: asyncio.CancelledError, asked: int) -> None:
         if self.held is None:
@@ -180,24 +193,14 @@ class Steps(Generic[R]):
 
     def _absorb(self) -> Generator[Any, None, None]:
         """Cancelling a running task, to give back what was lent, makes for one CancelledError too many."""
-        if self._one_too_many:
-            self._one_too_many = False
-            with contextlib.suppress(asyncio.CancelledError):
-                yield
-
-    def _end_of(self, waiting: asyncio.Future[Any]) -> asyncio.Future[None]:
-        """A future that is done when *waiting* is, and may be cancelled in its place; the result stays the work's."""
-        alarm = self._alarm = waiting.get_loop().create_future()
-        waiting.add_done_callback(self._ring)
-        return alarm
-
-    def _ring(self, _: object) -> None:
-        self.wake()
+        self._one_too_many = False
+        with contextlib.suppress(asyncio.CancelledError):
+            yield
 
     def wake(self) -> None:
         """Something has changed: `holds()` is asked again."""
-        if self._alarm is not None and not self._alarm.done():
-            self._alarm.set_result(None)
+        if self._gate is not None:
+            self._gate.open()
 
     def leave(self) -> None:
         """Ends the awaiting, by `PatienceEnded`, at once; the coroutine lives on in `rest()`."""
@@ -209,6 +212,72 @@ class Steps(Generic[R]):
         self._is_left = False
         self.held = None
         return await self
+
+
+@final
+class _Gate:
+    """
+    Stands between a task and the future that its coroutine waits for: what cancels the task does not cancel that.
+
+    To the task it is a future. A real one between the two would do the same, but each wait would take two turns of the
+    loop. Gates stand behind one another where a unit is called in the body of a unit.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_future", "_is_open")
+
+    def __init__(self, future: asyncio.Future[Any] | _Gate) -> None:
+        self._asyncio_future_blocking = True
+        self._future = future
+        self._callback: Callable[[Any], object] | None = None
+        self._context: Context | None = None
+        self._is_open = False
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._future.get_loop()
+
+    def done(self) -> bool:
+        return self._is_open or self._future.done()
+
+    def result(self) -> None:
+        """The coroutine asks the future itself."""
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
+        self._callback, self._context = callback, context
+        self._future.add_done_callback(self._let_through, context=context)
+
+    def remove_done_callback(self, _callback: Callable[[Any], object]) -> int:
+        self._callback = None
+        return self._future.remove_done_callback(self._let_through)
+
+    def _let_through(self, _: object) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(self)
+
+    def open(self) -> None:
+        """Wakes the task, though the future is not done."""
+        alarm = self._alarm()
+        if alarm is not None:
+            alarm.set_result(None)
+
+    def cancel(self, msg: object = None) -> bool:
+        """Wakes the task with a CancelledError; says no if it has been woken already, as a future does."""
+        alarm = self._alarm()
+        return alarm is not None and alarm.cancel(msg)
+
+    def _alarm(self) -> asyncio.Future[None] | None:
+        """A real future in place of this, if the task still waits."""
+        callback = self._callback
+        if callback is None:
+            return None
+        self.remove_done_callback(callback)
+        self._is_open = True
+        alarm: asyncio.Future[None] = self.get_loop().create_future()
+        alarm.add_done_callback(callback, context=self._context)
+        return alarm
+
+
+_NO_SHIELD: AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def _next_turn() -> asyncio.Future[None]:

@@ -54,10 +54,8 @@ class TaskState(enum.Enum):
 
     @property
     def ended(self) -> bool:
-        return self not in _LIVE
-
-
-_LIVE = frozenset({TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING})
+        # By identity: an enum's hash is a function in Python, and this is asked several times for each unit.
+        return not (self is TaskState.RUNNING or self is TaskState.QUEUED or self is TaskState.WAITING)
 
 
 class Outcome(enum.Enum):

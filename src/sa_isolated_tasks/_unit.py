@@ -13,12 +13,11 @@ Every failure on the way goes through ROLLING_BACK and CLOSING; there is no way 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import math
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import Any, Generic, TypeVar, final
@@ -195,12 +194,10 @@ class Unit(Generic[R]):
                 raise
             self.phase = Phase.ROLLING_BACK
             # What it answers does not matter: a suppressed exception would leave the unit without a result.
-            with self._timing_commit():
-                await self._driven(_leave(manager, error), session)
+            await self._timed(self._driven(_leave(manager, error), session))
             raise
         self.phase = Phase.COMMITTING
-        with self._timing_commit():
-            await self._driven(_leave(manager, None), session)
+        await self._timed(self._driven(_leave(manager, None), session))
         return result
 
     def _is_being_collected(self, error: BaseException) -> bool:
@@ -251,21 +248,22 @@ class Unit(Generic[R]):
         if not session.in_transaction():
             return
         self.phase = Phase.COMMITTING
+        started = perf_counter()
         try:
-            with self._timing_commit():
-                await finish(session.commit(), patience=self.patience, give_up=self.abandon)
+            await finish(session.commit(), patience=self.patience, give_up=self.abandon)
         except BaseException as error:
             if self._abandoned and self.cancel_requested and isinstance(error, Exception):
                 raise asyncio.CancelledError from error  # it is the connection that was cut that failed
             raise
+        finally:
+            self._commit_seconds = perf_counter() - started
 
     async def _roll_back(self, session: AsyncSession, error: BaseException) -> None:
         if not session.in_transaction():
             return
         self.phase = Phase.ROLLING_BACK
         try:
-            with self._timing_commit():
-                await self._clean_up(session.rollback(), error)
+            await self._timed(self._clean_up(session.rollback(), error))
         except asyncio.CancelledError:
             pass  # it came during the rollback, which is complete; *error* ends the task just as well
         except BaseException as failure:  # noqa: BLE001 -- *error* made the rollback necessary, and is raised after it
@@ -274,8 +272,10 @@ class Unit(Generic[R]):
     async def _close(self, session: AsyncSession, error: BaseException | None) -> None:
         self.phase = Phase.CLOSING
         if _closes_without_io(session):
-            # Q: Why not close every one? A: A fifth of what a unit costs that never touches the database goes there.
-            if not (self._record is not None and self._record.is_fresh and self._factory.may_stay_open(session)):
+            # Q: Why not close every one? A: To close an empty session costs as much as to make one.
+            if self._record is not None and self._factory.may_stay_open(session):
+                self._record.close()
+            else:
                 session.sync_session.close()
             return
         try:
@@ -303,11 +303,10 @@ class Unit(Generic[R]):
             # In a greenlet, so that a driver which closes its connections by a coroutine can do so.
             await session.run_sync(lambda _: record.cut_connections())
 
-    @contextlib.contextmanager
-    def _timing_commit(self) -> Generator[None]:
+    async def _timed(self, ending: Awaitable[object]) -> None:
         started = perf_counter()
         try:
-            yield
+            await ending
         finally:
             self._commit_seconds += perf_counter() - started
 
@@ -367,5 +366,5 @@ def _state_of(value: object) -> object:
         return None
 
 
-async def _gone() -> Any:
+async def _gone(*_: Any) -> Any:
     """Stands in for the body of a unit that has ended, and is never run."""

@@ -93,16 +93,15 @@ class Record:
         self.held_since = 0.0
         self.on_end: Callable[[], object] | None = None
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the session never was in a transaction, not even in one without a connection."""
-        return self.identity_map is _nothing
-
     def remember(self, session: Session) -> None:
         self.identity_map = weakref.ref(session.identity_map)
 
     def is_closed(self, session: Session) -> bool:
-        return not self.is_fresh and self.identity_map() is not session.identity_map
+        return self.identity_map is not _nothing and self.identity_map() is not session.identity_map
+
+    def close(self) -> None:
+        """The session counts as closed, though its ``close()`` was not called."""
+        self.identity_map = _closed
 
     def end(self) -> None:
         """The root transaction has ended; without a connection it was nothing."""
@@ -142,6 +141,10 @@ def _interrupt(connection: Connection) -> None:
 
 def _nothing() -> None:
     """The identity map of a session that never began."""
+
+
+def _closed() -> None:
+    """The identity map of a session that is closed: no session has it."""
 
 
 def record_of(session: Session) -> Record:
