@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 import threading
 
 import pytest
@@ -323,6 +324,26 @@ async def test_a_released_savepoint_inside_one_that_is_rolled_back_drops(scope, 
     assert (TaskState.DROPPED, []) == (inner.state, await outer)
 
 
+async def test_a_savepoint_in_a_flush_shares_the_fate_of_the_savepoint_around_the_flush(lite_scope, LiteSession):
+    """A hook of the flush opens and releases a savepoint: what is around it is the savepoint that is rolled back."""
+    handles = []
+    async with LiteSession() as parent, parent.begin():
+
+        @event.listens_for(parent.sync_session, "after_flush", once=True)
+        def _register(session, _context):
+            with session.begin_nested():
+                handles.append(lite_scope.spawn_after_commit(session, answer))
+
+        with contextlib.suppress(ValueError):
+            async with parent.begin_nested():
+                parent.add(Item(name="a"))
+                await parent.flush()
+                raise ValueError
+        parent.add(Item(name="b"))
+
+    assert [TaskState.DROPPED] == [handle.state for handle in handles]
+
+
 async def test_a_failed_flush_in_a_savepoint_drops_only_its_own(scope, Session):
     """The savepoint is rolled back by the error of its flush; the root commits."""
     async with Session() as parent, parent.begin():
@@ -358,9 +379,12 @@ async def test_a_parent_that_is_collected_drops(lite_scope, LiteSession):
 
     del parent
     gc.collect()
+    at_once = handle.state
 
     with pytest.raises(TaskDroppedError, match="its parent's session was collected without a commit"):
         await handle
+    # Not in the frame of the garbage collector, which may run in the middle of anything.
+    assert TaskState.WAITING is at_once
 
 
 async def test_a_parent_that_is_still_open_when_the_scope_is_left_does_not_hold_it_up(LiteSession):
@@ -591,6 +615,39 @@ async def test_a_loop_that_is_closed_does_not_break_the_commit(tmp_path, sync_se
         gc.collect()
 
 
+async def test_the_end_of_the_program_drops_nothing(tmp_path):
+    """Parent and scope are still open then: the loop has gone, so nobody is told of a drop, and stderr stays empty."""
+    program = """
+import asyncio, sys
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+from sa_isolated_tasks import TaskScope
+
+async def answer(session):
+    return 42
+
+async def main():
+    global scope
+    engine = create_async_engine("sqlite+aiosqlite:///" + sys.argv[1])
+    scope = TaskScope(sessionmaker(engine, class_=AsyncSession), name="t", limit=1)
+    scope.start()
+    parent.begin()
+    scope.spawn_after_commit(parent, answer)
+
+parent = Session(sa.create_engine("sqlite://"))
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(tmp_path / "a.db")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+
+    assert (0, b"") == (process.returncode, out)
+
+
 # What is refused
 
 
@@ -713,6 +770,31 @@ async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSes
             await wait(handle)
 
     assert 42 == await handle
+
+
+async def test_after_a_commit_in_a_thread_waiting_is_no_deadlock(lite_scope, sync_session_maker):
+    """The row is there, a hook still runs in the thread, and the loop has not been told: the unit may be awaited."""
+    committed, release = threading.Event(), threading.Event()
+    parent = sync_session_maker()
+
+    @event.listens_for(parent, "after_commit")
+    def _hold(_session):
+        committed.set()
+        release.wait()
+
+    parent.add(Item(name="a"))
+    handle = lite_scope.spawn_after_commit(parent, answer)
+    thread = threading.Thread(target=parent.commit)
+    thread.start()
+    committed.wait()
+    try:
+        result = await handle
+    finally:
+        release.set()
+        thread.join()
+        parent.close()
+
+    assert 42 == result
 
 
 async def test_another_task_may_wait_while_the_parent_goes_on(lite_scope, LiteSession):
