@@ -609,7 +609,9 @@ async def test_a_loop_that_is_closed_does_not_break_the_commit(tmp_path, sync_se
         count = parent.execute(sa.text("select count(*) from items")).scalar()
 
     assert (1, 1) == (count, len(scopes[0]))
-    assert "its event loop is closed" in caplog.text
+    assert ["scope t: its event loop is closed, so a unit that waited for a commit is lost"] == [
+        record.getMessage() for record in caplog.records
+    ]
     with pytest.warns(ResourceWarning):
         scopes.clear()
         gc.collect()
@@ -657,15 +659,25 @@ async def test_without_a_transaction_there_is_nothing_to_wait_for(lite_scope, Li
         with pytest.raises(NoTransactionError) as caught:
             lite_scope.spawn_after_commit(parent, answer)
 
+    assert (
+        "answer was to be spawned after the commit of a session that has no transaction in progress"
+        == caught.value.what
+    )
     assert "scope.spawn(answer, ...)" == caught.value.cure
     assert 0 == len(lite_scope)
 
 
-@pytest.mark.parametrize("session", [None, "session", answer], ids=["None", "str", "function"])
-async def test_the_first_argument_is_a_session(lite_scope, session):
-    """Anything else is refused at the call."""
-    with pytest.raises(DeclarationError, match="in place of a session"):
+@pytest.mark.parametrize(
+    ("session", "kind"), [(None, "NoneType"), ("session", "str"), (answer, "function")], ids=["None", "str", "function"]
+)
+async def test_the_first_argument_is_a_session(lite_scope, session, kind):
+    """Anything else is refused at the call, which is told what it was, and what it has to be."""
+    with pytest.raises(DeclarationError) as caught:
         lite_scope.spawn_after_commit(session, answer)
+
+    assert f"spawn_after_commit was given a {kind} in place of a session" == caught.value.what
+    assert "its first argument is the session whose commit the unit waits for" == caught.value.why
+    assert "scope.spawn_after_commit(session, answer, ...)" == caught.value.cure
 
 
 async def test_the_parents_session_and_instances_are_refused_as_arguments(lite_scope, LiteSession):
@@ -766,8 +778,11 @@ async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSes
     async with LiteSession() as parent, parent.begin():
         parent.add(Item(name="a"))
         handle = lite_scope.spawn_after_commit(parent, answer)
-        with pytest.raises(CommitDeadlockError, match=r"answer#1 waits for the commit"):
+        with pytest.raises(CommitDeadlockError) as caught:
             await wait(handle)
+
+    assert "answer#1 waits for the commit of a transaction, and was awaited inside it" == caught.value.what
+    assert caught.value.where.startswith(__file__)
 
     assert 42 == await handle
 
@@ -795,6 +810,18 @@ async def test_after_a_commit_in_a_thread_waiting_is_no_deadlock(lite_scope, syn
         parent.close()
 
     assert 42 == result
+
+
+async def test_after_a_rollback_in_a_thread_waiting_is_no_deadlock(lite_scope, sync_session_maker):
+    """The loop has not been told of it yet: who awaits the unit learns that it was dropped."""
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        thread = threading.Thread(target=parent.rollback)
+        thread.start()
+        thread.join()
+        with pytest.raises(TaskDroppedError):
+            await handle
 
 
 async def test_another_task_may_wait_while_the_parent_goes_on(lite_scope, LiteSession):

@@ -77,6 +77,8 @@ async def test_awaiting_a_cancelled_unit_does_not_cancel_the_waiter(scope):
         waiter = group.create_task(_catch(handle))
 
     assert isinstance(waiter.result(), UnitCancelledError)
+    assert "for_ever#1 was cancelled: not needed" == waiter.result().what
+    assert waiter.result().where.startswith(__file__)
     assert ("not needed", TaskState.CANCELLED) == (waiter.result().reason, handle.state)
 
 
@@ -129,7 +131,7 @@ async def test_before_the_end_there_is_no_result(scope):
     handle = scope.spawn(for_ever)
 
     for ask in (handle.result, handle.exception):
-        with pytest.raises(asyncio.InvalidStateError, match="for_ever#1 has not ended: it is queued"):
+        with pytest.raises(asyncio.InvalidStateError, match="^for_ever#1 has not ended: it is queued$"):
             ask()
 
     assert not handle.done()
@@ -280,7 +282,7 @@ async def test_a_unit_cannot_await_itself(scope):
     handle = scope.spawn(body)
     await scope.drain()
 
-    with pytest.raises(RuntimeError, match=r"body#1 awaits its own handle"):
+    with pytest.raises(RuntimeError, match=r"body#1 awaits its own handle, and would wait for ever$"):
         handle.result()
 
 
@@ -335,7 +337,7 @@ async def test_a_handle_says_what_it_knows(scope):
 
     assert "body#1" == handle.name.rpartition(".")[2]
     assert (TaskState.QUEUED, Outcome.NONE) == before[1:3]
-    assert before[3].endswith("body#1 queued, none>")
+    assert f"<TaskHandle {handle.name} queued, none>" == before[3]
     assert (TaskState.SUCCEEDED, Outcome.COMMITTED, 1) == (handle.state, handle.outcome, handle.commits)
     assert 0 < handle.timing.queued < handle.timing.total
 

@@ -226,13 +226,26 @@ async def test_options_name_and_limit_the_time_of_a_unit(scope_of):
     assert isinstance(handle.exception(), TimeoutError)
 
 
+SECONDS = "timeout is in seconds, from 0, or None for no limit; it cannot be "
+
+
 @pytest.mark.parametrize(
-    "options", [{"timeout": -1}, {"timeout": float("nan")}, {"context": "other"}, {"guard": "loud"}], ids=str
+    ("options", "text"),
+    [
+        ({"timeout": -1}, f"{SECONDS}-1"),
+        ({"timeout": float("nan")}, f"{SECONDS}nan"),
+        ({"timeout": "1"}, f"{SECONDS}'1'"),
+        ({"context": "other"}, 'context is "copy" or "fresh", not \'other\''),
+        ({"guard": "loud"}, 'guard is "raise", "warn" or "off", not \'loud\''),
+    ],
+    ids=str,
 )
-async def test_an_option_out_of_range_is_refused(scope_of, options):
-    """Bad options fail where they are given."""
-    with pytest.raises(ValueError, match=next(iter(options))):
+async def test_an_option_out_of_range_is_refused(scope_of, options, text):
+    """Bad options fail where they are given, and the error says what may be given."""
+    with pytest.raises(ValueError) as caught:
         scope_of().options(**options)
+
+    assert text == str(caught.value)
 
 
 async def test_a_unit_isolated_by_the_decorator_uses_its_own_factory(scope_of, LiteSession, sqlite_engine):
@@ -347,10 +360,18 @@ async def test_cancel_cancels_the_rest_and_the_block(scope_of):
         async with scope_of(on_failure="cancel") as scope:
             sibling = scope.spawn(for_ever)
             scope.spawn(fail)
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as cancelled:
+                message = str(cancelled)
+                raise
 
-    assert ["no"] == [str(error) for error in caught.value.exceptions]
-    assert TaskState.CANCELLED is sibling.state
+    assert "unit fail#2 failed" == message
+    assert ("units of scope t failed", ["no"]) == (
+        caught.value.message,
+        [str(error) for error in caught.value.exceptions],
+    )
+    assert (TaskState.CANCELLED, "unit fail#2 of the same scope failed") == (sibling.state, sibling.exception().reason)
     assert 0 == asyncio.current_task().cancelling()
 
 
@@ -389,7 +410,8 @@ async def test_cancel_with_a_failing_block_raises_both(scope_of):
             finally:
                 raise KeyError("block")
 
-    assert {"KeyError('block')", "ValueError('no')"} == {repr(error) for error in caught.value.exceptions}
+    assert "units of scope t failed" == caught.value.message
+    assert ["KeyError('block')", "ValueError('no')"] == [repr(error) for error in caught.value.exceptions]
 
 
 async def test_cancel_and_a_cancellation_from_outside_goes_on(scope_of):
@@ -446,11 +468,16 @@ async def test_a_stray_cancelled_error_is_a_failure(scope_of, caplog):
 
     async with scope_of() as scope:
         handle = scope.spawn(body)
-        with pytest.raises(UnitCancelledError, match="nobody had cancelled it") as caught:
+        with pytest.raises(
+            UnitCancelledError, match=r"body#1 ended with a CancelledError, but nobody had cancelled it\n"
+        ) as caught:
             await handle
 
     assert TaskState.FAILED is handle.state
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert caught.value.where.startswith(__file__)
+    assert caught.value.why.startswith("something that the unit awaited was cancelled; ")
+    assert "except asyncio.CancelledError: ...  # around the await of what may be cancelled" == caught.value.cure
     assert ["ERROR"] == [record.levelname for record in caplog.records]
 
 
@@ -527,8 +554,10 @@ async def test_spawning_on_a_scope_that_is_not_open_is_refused(scope_of, state):
         async with scope:
             pass
 
-    with pytest.raises(ScopeClosedError, match=f"answer was spawned in scope t, which is {state}"):
+    with pytest.raises(ScopeClosedError, match=f"answer was spawned in scope t, which is {state}\n") as caught:
         scope.spawn(answer)
+
+    assert "async with TaskScope(Session, name='t') as scope: scope.spawn(answer, ...)" == caught.value.cure
 
 
 async def test_leaving_by_an_exception_cancels_at_once(scope_of):
@@ -540,7 +569,7 @@ async def test_leaving_by_an_exception_cancels_at_once(scope_of):
             raise KeyError("block")
 
     assert [TaskState.CANCELLED] * 2 == [handle.state, queued.state]
-    assert "was left by KeyError" in handle.exception().reason
+    assert "scope t was left by KeyError" == handle.exception().reason
 
 
 async def test_past_the_drain_timeout_units_are_cancelled(scope_of):
@@ -549,7 +578,7 @@ async def test_past_the_drain_timeout_units_are_cancelled(scope_of):
         handle = scope.spawn(for_ever)
 
     assert TaskState.CANCELLED is handle.state
-    assert "drain_timeout=0 has passed" in handle.exception().reason
+    assert "scope t was left, and drain_timeout=0 has passed" == handle.exception().reason
 
 
 class Stubborn:
@@ -570,7 +599,9 @@ async def test_survivors_are_reported(scope_of):
     """A unit that swallows its cancellation is in the ShutdownError, with name, age and spawn line."""
     stubborn = Stubborn()
     with pytest.raises(
-        ShutdownError, match=r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+\)"
+        ShutdownError,
+        match=r"1 unit\(s\) of scope t survived their cancellation by 0 s: "
+        r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+\)\n",
     ) as caught:
         async with scope_of(drain_timeout=0, cancel_timeout=0) as scope:
             handle = scope.spawn(stubborn.run)
@@ -704,8 +735,9 @@ async def test_a_scope_has_one_life(scope_of):
     """It can be started once; closing it before, twice and from two tasks is fine."""
     scope = scope_of()
     async with scope:
-        with pytest.raises(ScopeClosedError, match="started twice"):
+        with pytest.raises(ScopeClosedError, match=r"scope t was started twice: it is open\n") as caught:
             scope.start()
+    assert ("a scope has one life", "scope = TaskScope(Session, name='t')") == (caught.value.why, caught.value.cure)
     await scope.aclose()
     with pytest.raises(ScopeClosedError, match="it is closed"):
         scope.start()
@@ -963,12 +995,22 @@ async def test_a_cancel_without_a_reason_names_the_scope(scope_of):
     assert "scope t was cancelled" == handle.exception().reason
 
 
-@pytest.mark.parametrize("use", [lambda scope: scope.cancel(), lambda scope: scope.drain()], ids=["cancel", "drain"])
-async def test_a_scope_that_was_never_started_has_nothing_to_cancel_or_drain(scope_of, use):
-    """Both say that it was never started."""
-    with pytest.raises(ScopeClosedError, match="never started"):
+@pytest.mark.parametrize(
+    ("use", "verb"),
+    [(lambda scope: scope.cancel(), "cancelled"), (lambda scope: scope.drain(), "drained")],
+    ids=["cancel", "drain"],
+)
+async def test_a_scope_that_was_never_started_has_nothing_to_cancel_or_drain(scope_of, use, verb):
+    """Both say that it was never started, and what to do."""
+    with pytest.raises(ScopeClosedError) as caught:
         waiting = use(scope_of())
         await waiting
+
+    assert f"scope t cannot be {verb}: it was never started" == caught.value.what
+    assert ("a scope belongs to the event loop in which it is started", "scope.start()") == (
+        caught.value.why,
+        caught.value.cure,
+    )
 
 
 async def test_a_scope_is_true_has_a_length_and_iterates_over_live_handles(scope_of):
@@ -1010,20 +1052,37 @@ async def test_a_snapshot_shows_states_and_counts(scope_of):
     assert "<TaskScope t: closed, 0 unit(s)>" == repr(scope)
 
 
+LEAVE_IT = "await scope.aclose()  # in the loop that started it"
 USES = {
-    "spawn": lambda scope, _handle: scope.spawn(answer),
-    "drain": lambda scope, _handle: scope.drain(),
-    "aclose": lambda scope, _handle: scope.aclose(),
-    "cancel the scope": lambda scope, _handle: scope.cancel(),
-    "await": lambda _scope, handle: handle,
-    "cancel the unit": lambda _scope, handle: handle.cancel(),
-    "add a callback": lambda _scope, handle: handle.add_done_callback(print),
+    "spawn": (
+        lambda scope, _handle: scope.spawn(answer),
+        "answer was spawned",
+        "loop.call_soon_threadsafe(scope.spawn, answer)",
+    ),
+    "drain": (lambda scope, _handle: scope.drain(), "the scope was drained", LEAVE_IT),
+    "aclose": (lambda scope, _handle: scope.aclose(), "the scope was left", LEAVE_IT),
+    "cancel the scope": (lambda scope, _handle: scope.cancel(), "the scope was cancelled", LEAVE_IT),
+    "await": (
+        lambda _scope, handle: handle,
+        "Gate.pass_through#1 was awaited",
+        "await handle  # in the loop that runs the scope",
+    ),
+    "cancel the unit": (
+        lambda _scope, handle: handle.cancel(),
+        "Gate.pass_through#1 was cancelled",
+        "loop.call_soon_threadsafe(handle.cancel)",
+    ),
+    "add a callback": (
+        lambda _scope, handle: handle.add_done_callback(print),
+        "a callback was added to Gate.pass_through#1",
+        "loop.call_soon_threadsafe(handle.add_done_callback, f)",
+    ),
 }
 
 
-@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-async def test_another_loop_or_thread_is_refused(scope_of, use):
-    """Every use from another loop or thread says so at once, and changes nothing."""
+@pytest.mark.parametrize(("use", "what", "cure"), USES.values(), ids=USES.keys())
+async def test_another_loop_or_thread_is_refused(scope_of, use, what, cure):
+    """Every use from another loop or thread says so at once, names the cure, and changes nothing."""
 
     async def in_another_loop(scope, handle):
         waiting = use(scope, handle)
@@ -1033,11 +1092,13 @@ async def test_another_loop_or_thread_is_refused(scope_of, use):
     async with scope_of() as scope:
         handle = scope.spawn(gate.pass_through)
         await gate.reached.wait()
-        with pytest.raises(WrongLoopError, match="another event loop or thread"):
+        with pytest.raises(WrongLoopError) as caught:
             await asyncio.to_thread(asyncio.run, in_another_loop(scope, handle))
         state = (len(scope), handle.state, scope.snapshot().state)
         gate.opened.set()
 
+    assert f"{what} from another event loop or thread than that of scope t" == caught.value.what
+    assert cure == caught.value.cure
     assert (1, TaskState.RUNNING, "open") == state
 
 
@@ -1061,8 +1122,11 @@ async def test_what_has_ended_belongs_to_no_loop(scope_of):
 
 def test_a_scope_cannot_start_where_no_loop_runs(LiteSession_without_loop):
     """``start()`` outside of a coroutine names the cure."""
-    with pytest.raises(WrongLoopError, match="no event loop runs"):
+    with pytest.raises(WrongLoopError) as caught:
         LiteSession_without_loop.start()
+
+    assert "scope t was started where no event loop runs" == caught.value.what
+    assert "async def main(): scope.start()" == caught.value.cure
 
 
 @pytest.fixture
@@ -1077,28 +1141,28 @@ async def test_a_scope_that_is_dropped_while_open_is_reported(scope_of):
     scope = scope_of()
     scope.start()
 
-    with pytest.warns(ResourceWarning, match="scope t was started and never closed"):
+    with pytest.warns(ResourceWarning, match=r"^scope t was started and never closed; units left: 0$"):
         del scope
         gc.collect()
 
 
 @pytest.mark.parametrize(
-    ("options", "error"),
+    ("options", "error", "text"),
     [
-        ({"limit": 0}, LimitError),
-        ({"limit": True}, LimitError),
-        ({"limit": "many"}, LimitError),
-        ({"on_failure": "ignore"}, ValueError),
-        ({"drain_timeout": -1}, ValueError),
-        ({"cancel_timeout": float("nan")}, ValueError),
-        ({"listeners": [object()]}, DeclarationError),
-        ({"factory": 42}, DeclarationError),
+        ({"limit": 0}, LimitError, "limit"),
+        ({"limit": True}, LimitError, "limit"),
+        ({"limit": "many"}, LimitError, "limit"),
+        ({"on_failure": "ignore"}, ValueError, '^on_failure is "log", "raise" or "cancel", not \'ignore\'$'),
+        ({"drain_timeout": -1}, ValueError, "^drain_timeout is in seconds, from 0, or None for no limit; .*-1$"),
+        ({"cancel_timeout": float("nan")}, ValueError, "^cancel_timeout is in seconds, from 0, .* be nan$"),
+        ({"listeners": [object()]}, DeclarationError, "object"),
+        ({"factory": 42}, DeclarationError, "42|int"),
     ],
     ids=str,
 )
-def test_arguments_out_of_range_are_refused(options, error):
-    """Bad arguments fail when the scope is made, before anything starts."""
-    with pytest.raises(error):
+def test_arguments_out_of_range_are_refused(options, error, text):
+    """Bad arguments fail when the scope is made, before anything starts, and the error names them."""
+    with pytest.raises(error, match=text):
         TaskScope(**({"factory": session_maker(None), "name": "t"} | options))
 
 
