@@ -31,6 +31,7 @@ from sa_isolated_tasks import (
     UnitCancelledError,
     isolated_session,
 )
+from sa_isolated_tasks._after_commit import ParentTransaction
 
 
 async def look_up(session, name):
@@ -583,6 +584,20 @@ async def test_the_hook_loads_nothing(engine, Session):
         await handle
 
     assert [] == statements
+
+
+async def test_a_transaction_that_has_ended_leaves_nothing_behind(lite_scope, LiteSession):
+    """A session that lives as long as the program does not collect the queues of its transactions."""
+    async with LiteSession() as parent:
+        for _ in range(3):
+            parent.add(Item())
+            handle = lite_scope.spawn_after_commit(parent, answer)
+            await parent.commit()
+            await handle
+        gc.collect()
+        left = [thing for thing in gc.get_objects() if type(thing) is ParentTransaction]
+
+    assert [] == left
 
 
 async def test_a_loop_that_is_closed_does_not_break_the_commit(tmp_path, sync_session_maker, caplog):

@@ -131,7 +131,7 @@ async def test_before_the_end_there_is_no_result(scope):
     handle = scope.spawn(for_ever)
 
     for ask in (handle.result, handle.exception):
-        with pytest.raises(asyncio.InvalidStateError, match="^for_ever#1 has not ended: it is queued$"):
+        with pytest.raises(asyncio.InvalidStateError, match=r"^for_ever#1 has not ended: it is queued$"):
             ask()
 
     assert not handle.done()

@@ -338,8 +338,10 @@ async def test_an_unbound_method_is_not_spawned(LiteSession):
 
     async with TaskScope(LiteSession, name="t") as scope:
         for fn in (Shop.plain, Shop.isolated):
-            with pytest.raises(DeclarationError, match="is a method that is bound to no object") as caught:
+            with pytest.raises(DeclarationError) as caught:
                 scope.spawn(fn, Shop())
+            assert caught.value.what.endswith(f"Shop.{fn.__name__} is a method that is bound to no object")
+            assert caught.value.why == "the session is its second parameter, and would be passed as the first"
             assert caught.value.cure == f"scope.spawn(obj.{fn.__name__}, ...)"
 
 
@@ -429,8 +431,12 @@ async def test_a_wrapper_around_an_isolated_function_is_not_spawned(LiteSession)
         return await work(*args)
 
     async with TaskScope(LiteSession, name="t") as scope:
-        with pytest.raises(DeclarationError, match="wraps an isolated function") as caught:
+        with pytest.raises(DeclarationError) as caught:
             scope.spawn(retried, 1)
+        what = "work wraps an isolated function, which opens its own session and takes none"
+        why = "a spawned function is given a session as its first argument, unless it is an isolated function itself"
+        assert caught.value.what.endswith(what)
+        assert caught.value.why == why
 
         names = {"work": retried}
         exec(caught.value.cure, names)  # noqa: S102
