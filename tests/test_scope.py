@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from support import Item, session_maker
 
 from sa_isolated_tasks import (
@@ -26,6 +27,7 @@ from sa_isolated_tasks import (
     isolated_session,
 )
 from sa_isolated_tasks import _runner as runner_module
+from sa_isolated_tasks import _scope as scope_module
 
 
 class Gate:
@@ -799,6 +801,36 @@ async def test_a_unit_that_closes_its_scope_is_not_cancelled_by_it(scope_of):
     await scope.aclose()
 
     assert ("closed", TaskState.CANCELLED) == (result, other.state)
+
+
+async def test_a_unit_that_closes_its_scope_keeps_its_connection(scope_of, sqlite_engine, names_in_table, monkeypatch):
+    """The connections of those who survive are cut, and they end by that; its own row is written, without a wait."""
+    monkeypatch.setattr(scope_module, "LAST_WORDS", 3600)
+    cut, reached = asyncio.Event(), asyncio.Event()
+    event.listen(sqlite_engine.sync_engine.pool, "invalidate", lambda *_: cut.set())
+
+    async def stubborn(session):
+        await session.execute(sa.text("select 1"))
+        reached.set()
+        while not cut.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await cut.wait()
+
+    async def closer(session):
+        await reached.wait()
+        await add(session)
+        await session.flush()
+        await scope.aclose()
+
+    scope = scope_of(drain_timeout=0, cancel_timeout=0)
+    scope.start()
+    other = scope.spawn(stubborn)
+    handle = scope.spawn(closer)
+    await handle
+    await scope.aclose()
+
+    assert ["a"] == await names_in_table(sqlite_engine)
+    assert (Outcome.COMMITTED, TaskState.CANCELLED, Outcome.UNKNOWN) == (handle.outcome, other.state, other.outcome)
 
 
 async def test_a_unit_that_drains_its_scope_lends_its_slot(scope_of):

@@ -333,12 +333,12 @@ class Runner:
             if entry.seat is not but:
                 self.cancel(entry, reason)
 
-    def holds_connections(self) -> bool:
-        return any(entry.unit.holds_connection for entry in self.running)
+    def holds_connections(self, *, but: Seat | None) -> bool:
+        return any(entry.unit.holds_connection for entry in self.running if entry.seat is not but)
 
-    async def abandon_all(self) -> None:
+    async def abandon_all(self, *, but: Seat | None) -> None:
         """Cuts the connections of what still runs: a statement that hangs ends with its connection."""
-        await asyncio.gather(*[entry.unit.abandon() for entry in self.running])
+        await asyncio.gather(*[entry.unit.abandon() for entry in self.running if entry.seat is not but])
 
     async def quiet(self, waiter: Seat | None) -> None:
         """

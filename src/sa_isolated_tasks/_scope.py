@@ -268,10 +268,10 @@ class TaskScope(Spawner):
 
     async def _last_words(self, runner: Runner, seat: Seat | None) -> bool:
         """Cuts the connections of the survivors; those that hung in a statement will end in a moment."""
-        hanging = runner.holds_connections()
+        hanging = runner.holds_connections(but=seat)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
-                await runner.abandon_all()
+                await runner.abandon_all(but=seat)
         return await self._quiet_within(runner, LAST_WORDS if hanging else 0, seat)
 
     def _reason_for_cancelling(self, cause: BaseException | None) -> str:
