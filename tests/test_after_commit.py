@@ -312,8 +312,9 @@ async def test_a_savepoint_that_is_rolled_back_drops_only_its_own(scope, Session
 
 
 async def test_a_released_savepoint_inside_one_that_is_rolled_back_drops(scope, Session):
-    """The inner release is undone by the outer rollback, and so are its units."""
+    """The inner release is undone by the outer rollback, and so are its units; those outside are not touched."""
     async with Session() as parent, parent.begin():
+        before = scope.spawn_after_commit(parent, look_up, "a")
         with contextlib.suppress(ValueError):
             async with parent.begin_nested():
                 async with parent.begin_nested():
@@ -322,7 +323,7 @@ async def test_a_released_savepoint_inside_one_that_is_rolled_back_drops(scope, 
                 raise ValueError
         outer = scope.spawn_after_commit(parent, look_up, "a")
 
-    assert (TaskState.DROPPED, []) == (inner.state, await outer)
+    assert (TaskState.DROPPED, [], []) == (inner.state, await before, await outer)
 
 
 async def test_a_savepoint_in_a_flush_shares_the_fate_of_the_savepoint_around_the_flush(lite_scope, LiteSession):

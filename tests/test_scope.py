@@ -19,6 +19,7 @@ from sa_isolated_tasks import (
     LimitError,
     Outcome,
     ScopeClosedError,
+    ScopeSnapshot,
     ShutdownError,
     TaskScope,
     TaskState,
@@ -477,6 +478,7 @@ async def test_a_stray_cancelled_error_is_a_failure(scope_of, caplog):
 
     assert TaskState.FAILED is handle.state
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert "body" == _frames(caught.value.__cause__.__traceback__)[-1].name
     assert caught.value.where.startswith(__file__)
     assert caught.value.why.startswith("something that the unit awaited was cancelled; ")
     assert "except asyncio.CancelledError: ...  # around the await of what may be cancelled" == caught.value.cure
@@ -1075,7 +1077,7 @@ async def test_a_snapshot_shows_states_and_counts(scope_of):
         scope.cancel()
     after = scope.snapshot()
 
-    assert ("not started", None, 0, ()) == (before.state, before.limit, before.queued, before.units)
+    assert ScopeSnapshot("t", "not started", None, 0, 0, 0, 0, 0, 0, 0, ()) == before
     assert ("open", 1, 1, 1) == (during.state, during.limit, during.queued, during.running)
     assert (1, 1, 1) == (during.succeeded, during.failed, during.cancelled)
     assert ["for_ever#3", "answer#5"] == [unit.name for unit in during.units]
