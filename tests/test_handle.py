@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import weakref
@@ -12,6 +13,8 @@ import sqlalchemy as sa
 from support import Item
 
 from sa_isolated_tasks import Outcome, TaskScope, TaskState, UnitCancelledError
+
+VARIABLE = contextvars.ContextVar("VARIABLE")
 
 
 async def answer(_session, value=42):
@@ -300,6 +303,31 @@ async def test_callbacks_run_once_in_order_and_not_in_the_adders_frame(scope):
 
     assert [("first", handle), ("second", handle), ("late", handle)] == calls
     assert at_once < 3
+
+
+async def test_a_callback_runs_in_the_context_in_which_it_was_added(scope):
+    """In a copy of the adder's variables, or in the context that it was given; added before the end or after it."""
+    seen = []
+    given = contextvars.Context()
+    given.run(VARIABLE.set, "given")
+
+    def note(_handle):
+        seen.append(VARIABLE.get())
+
+    def add(text):
+        VARIABLE.set(text)
+        handle.add_done_callback(note)
+        handle.add_done_callback(note, context=given)
+
+    handle = scope.spawn(answer)
+    add("before")
+    VARIABLE.set("meanwhile")
+    await handle
+    add("after")
+    VARIABLE.set("at the end")
+    await asyncio.sleep(0)
+
+    assert ["before", "given", "after", "given"] == seen
 
 
 async def test_a_callback_that_raises_harms_nobody(scope, loop_errors):

@@ -789,6 +789,24 @@ async def test_a_unit_may_close_its_own_scope(scope_of):
     assert ["other", "closed"] == steps
 
 
+async def test_a_scope_that_is_being_cancelled_says_so(scope_of):
+    """Its units may spawn no more, and are told why; a snapshot has the same word."""
+    seen = []
+
+    async def body(_session):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append(scope.snapshot().state)
+            scope.spawn(answer)
+
+    async with scope_of(drain_timeout=0) as scope:
+        handle = scope.spawn(body)
+
+    assert ["being cancelled"] == seen
+    assert "answer was spawned in scope t, which is being cancelled" == handle.exception().what
+
+
 async def test_a_unit_that_closes_its_scope_is_not_cancelled_by_it(scope_of):
     """Past the drain timeout it cancels the others, and goes on itself."""
 
@@ -960,8 +978,8 @@ def test_an_eager_unit_that_ends_the_program_ends(sqlite):
     assert TaskState.FAILED is handles[0].state
 
 
-async def test_a_task_factory_that_raises_fails_the_unit(scope_of):
-    """The unit that could not be started has failed; the next ones start."""
+async def test_a_task_factory_that_raises_fails_the_unit(scope_of, loop_errors):
+    """The unit that could not be started has failed, and that is all; the next ones start."""
 
     def broken(_loop, coroutine, **_options):
         asyncio.get_running_loop().set_task_factory(None)
@@ -972,6 +990,7 @@ async def test_a_task_factory_that_raises_fails_the_unit(scope_of):
         handles = [scope.spawn(answer) for _ in range(2)]
 
     assert ["no task", 42] == [str(handles[0].exception()), handles[1].result()]
+    assert [] == loop_errors
 
 
 async def test_drain_leaves_the_scope_open(scope_of):
@@ -998,10 +1017,15 @@ async def test_a_scope_that_waits_reports_whom_it_waits_for(scope_of, caplog, mo
     closing = asyncio.create_task(scope.aclose())
     while len(caplog.records) < 2:
         await asyncio.sleep(0)
+    monkeypatch.setattr(runner_module, "REPORT_INTERVAL", 3600)
+    for _ in range(20):
+        await asyncio.sleep(0)
 
     gate.opened.set()
     await closing
 
+    # The interval had begun before it was made longer.
+    assert len(caplog.records) <= 3
     assert "scope t has waited 0s for 1 unit(s): Gate.pass_through#1" == caplog.records[0].getMessage()
     assert "WARNING" == caplog.records[0].levelname
 

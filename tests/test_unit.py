@@ -197,6 +197,68 @@ async def test_the_phases_follow_each_other(engine, Session):
     assert [Phase.NEW, Phase.BODY, Phase.COMMITTING, Phase.ENDED] == seen
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_phases_around_the_body_follow_each_other_too(sqlite_engine, fails):
+    """The factory is called in OPENING; after a failure comes ROLLING_BACK, and CLOSING after everything."""
+    seen = []
+
+    class Noting(AsyncSession):
+        async def commit(self):
+            seen.append(unit.phase)
+            await super().commit()
+
+        async def rollback(self):
+            seen.append(unit.phase)
+            await super().rollback()
+
+        async def close(self):
+            seen.append(unit.phase)
+            await super().close()
+
+    def factory():
+        seen.append(unit.phase)
+        return Noting(sqlite_engine)
+
+    async def body(session):
+        await add(session)
+        if fails:
+            raise ValueError
+
+    unit = unit_of(factory, body)
+    with contextlib.suppress(ValueError):
+        await unit.run()
+
+    ending = Phase.ROLLING_BACK if fails else Phase.COMMITTING
+    assert [Phase.OPENING, ending, Phase.CLOSING] == seen
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_phases_around_a_context_manager_follow_each_other(LiteSession, fails):
+    """It is entered in OPENING, and exited in COMMITTING, or in ROLLING_BACK after a failure."""
+    seen = []
+
+    @contextlib.asynccontextmanager
+    async def get_session():
+        async with LiteSession() as session:
+            seen.append(unit.phase)
+            try:
+                yield session
+            finally:
+                seen.append(unit.phase)
+
+    async def body(_session):
+        seen.append(unit.phase)
+        if fails:
+            raise ValueError
+
+    unit = unit_of(get_session, body)
+    with contextlib.suppress(ValueError):
+        await unit.run()
+
+    ending = Phase.ROLLING_BACK if fails else Phase.COMMITTING
+    assert [Phase.OPENING, Phase.BODY, ending, Phase.ENDED] == [*seen, unit.phase]
+
+
 async def test_timing_splits_the_time(engine, Session):
     """Body, commit and connection are positive for a unit that writes, and no part is longer than the whole."""
     unit = unit_of(Session, add)
