@@ -32,6 +32,7 @@ __all__ = ["Driven"]
 R = TypeVar("R")
 
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
+_DIALECTS = str(Path(sqlalchemy.__file__).parent / "dialects")
 # The name of asyncio's, and of the one that SQLAlchemy 2.1 has for Python 3.11.
 _WAIT_FOR = "wait_for"
 _ENTRIES = ("do_orm_execute", "before_flush", "before_commit")
@@ -97,6 +98,13 @@ class Driven(Steps[R]):
             self._record.on_end = self.wake
             for name in _ENTRIES:
                 event.listen(self._session.sync_session, name, self._on_entry)
+
+    def _throw(self, error: BaseException) -> asyncio.Future[Any] | None:
+        # Q: Does SQLAlchemy not drop the connection of a statement that is cut off? A: Not if the statement was a
+        # listener's, on the driver's cursor: test_c25_returned_with_an_open_transaction.py.
+        if isinstance(error, asyncio.CancelledError) and _is_in_a_driver(self._coroutine):
+            self._record.distrust_connections()
+        return super()._throw(error)
 
     def _interrupt(self) -> None:
         # Q: Was a cancellation not held when this was set? A: It may have been taken back since, and the statement that
@@ -167,3 +175,9 @@ def _is_in_a_call(coroutine: Any) -> bool:
     chain = itertools.dropwhile(_is_of_the_body, awaited_by(coroutine))
     codes = [getattr(awaiting, "cr_code", None) for awaiting in chain]
     return bool(codes) and not any(code is not None and code.co_name == _WAIT_FOR for code in codes[1:])
+
+
+def _is_in_a_driver(coroutine: Any) -> bool:
+    """Whether a coroutine of one of SQLAlchemy's dialects, in a call to the driver, is in the chain."""
+    codes = [getattr(awaiting, "cr_code", None) for awaiting in awaited_by(coroutine)]
+    return any(code is not None and code.co_filename.startswith(_DIALECTS) for code in codes)

@@ -63,6 +63,7 @@ class Record:
         "commits",
         "committed",
         "connections",
+        "distrusted",
         "held",
         "held_since",
         "identity_map",
@@ -89,6 +90,8 @@ class Record:
         self.parent: TransactionListener | None = None
         # Of a unit's session only, while it is in a transaction: to cut them when patience ends.
         self.connections: list[Connection] = []
+        # Those of them that were in a call to the driver which was cut off.
+        self.distrusted: list[Connection] = []
         self.held = 0.0
         self.held_since = 0.0
         self.on_end: Callable[[], object] | None = None
@@ -113,8 +116,13 @@ class Record:
             self.commits += self.committed
         self.begun = self.committed = self.commit_sent = self.lost = False
         self.connections.clear()
+        self.distrusted.clear()
         if self.on_end is not None:
             self.on_end()
+
+    def distrust_connections(self) -> None:
+        """A call to the driver is cut off: nobody knows what becomes of it, a BEGIN for one."""
+        self.distrusted = list(self.connections)
 
     def interrupt(self) -> None:
         for connection in self.connections:
@@ -179,9 +187,9 @@ def watch_sessions() -> None:
         if not event.contains(Session, name, listener):
             # First: a listener that raises after a commit must not keep it from being known.
             event.listen(Session, name, listener, insert=True)
-    for name in ("commit", "commit_twophase"):
-        if not event.contains(Engine, name, _on_commit):
-            event.listen(Engine, name, _on_commit)
+    for name, listener in _ENGINE_LISTENERS:
+        if not event.contains(Engine, name, listener):
+            event.listen(Engine, name, listener)
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
@@ -217,11 +225,31 @@ def _after_commit(session: Session) -> None:
 
 
 def _on_commit(connection: Connection, *_: object) -> None:
-    """COMMIT is about to be sent."""
-    reference = connection.info.get(_INFO_KEY)
-    record = None if reference is None else reference()
-    if record is not None and connection in record.connections:
+    """COMMIT is about to be sent; not on a connection that is distrusted: there it fails, since that is cut."""
+    record = _record_behind(connection)
+    if record is not None and not _cut_if_distrusted(connection, record):
         record.commit_sent = True
+
+
+def _on_rollback(connection: Connection, *_: object) -> None:
+    """ROLLBACK is about to be sent, to a connection that can be trusted; another one is cut, which does as well."""
+    record = _record_behind(connection)
+    if record is not None:
+        _cut_if_distrusted(connection, record)
+
+
+def _record_behind(connection: Connection) -> Record | None:
+    """If it is the connection of a unit, in a transaction of its session, and has not been cut yet."""
+    reference = None if connection.invalidated else connection.info.get(_INFO_KEY)
+    record = None if reference is None else reference()
+    return record if record is not None and connection in record.connections else None
+
+
+def _cut_if_distrusted(connection: Connection, record: Record) -> bool:
+    is_distrusted = connection in record.distrusted
+    if is_distrusted:
+        connection.invalidate()
+    return is_distrusted
 
 
 def _after_rollback(session: Session) -> None:
@@ -249,4 +277,10 @@ _LISTENERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("after_commit", _after_commit),
     ("after_rollback", _after_rollback),
     ("after_transaction_end", _after_transaction_end),
+)
+_ENGINE_LISTENERS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("commit", _on_commit),
+    ("commit_twophase", _on_commit),
+    ("rollback", _on_rollback),
+    ("rollback_twophase", _on_rollback),
 )

@@ -1,9 +1,9 @@
 """
 The client goes away, the request's cancel scope is cancelled, and with it what the request had started.
 
-https://github.com/Kludex/starlette/issues/1438, and C23, https://github.com/greeves89/AI-Employee/issues/344.
-Middleware runs the endpoint in an anyio task group of its own and cancels it on a disconnect. A unit is no child of it:
-it belongs to its scope, and only a decorated function that is called in the request is cancelled with the request.
+https://github.com/Kludex/starlette/issues/1438, https://github.com/fastapi/fastapi/issues/5606. Middleware runs the
+endpoint in an anyio task group of its own and cancels it on a disconnect. A unit is no child of it: it belongs to its
+scope, and only a decorated function that is called in the request is cancelled with the request.
 """
 
 from __future__ import annotations
