@@ -20,6 +20,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
 GUM = nox.project.dependency_groups(PROJECT, "gum")
+DOCS = nox.project.dependency_groups(PROJECT, "docs")
 TYPES = nox.project.dependency_groups(PROJECT, "types")
 
 # SQLAlchemy below 2.0.31 does not import on Python 3.13, so the oldest two are paired with 3.11. The newest on the
@@ -84,6 +85,14 @@ def types(session: nox.Session) -> None:
     session.install("-e", ".", "nox", *TYPES)
     session.run("mypy")
     session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in docs/_build/html; and the README as a package index shows it, in README.html there."""
+    session.install(".", *DOCS)
+    session.run("sphinx-build", "-n", "-W", "-E", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+    session.run("python", "docs/tools/readme.py", "docs/_build/README.html")
 
 
 @nox.session

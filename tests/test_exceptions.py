@@ -14,7 +14,7 @@ import pytest
 import sa_isolated_tasks
 from sa_isolated_tasks import IsolatedTasksError, SessionPassedError, exceptions
 
-ROOT = Path(__file__).parent.parent
+PAGE = (Path(__file__).parent.parent / "docs" / "errors.md").read_text()
 ERRORS = [
     value
     for value in vars(exceptions).values()
@@ -89,11 +89,19 @@ def test_an_error_survives_pickle_and_copy(error, make):
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_error_has_a_code_of_its_own_and_a_place_in_the_docs(error):
     """The codes are unique, drawn in the tree of the module, and each has a heading in docs/errors.md."""
-    page = (ROOT / "docs" / "errors.md").read_text()
-
     assert 1 == [other.code for other in ERRORS].count(error.code)
     assert re.search(rf"{error.__name__}.*{error.code}", exceptions.__doc__)
-    assert re.search(rf"^## {error.code}: {error.__name__}$", page, re.MULTILINE)
+    # The heading is the code alone: its anchor is that of the error's last line, in the repository and in the site.
+    assert re.search(rf"^## {error.code}\n\n`{error.__name__}`\.$", PAGE, re.MULTILINE)
+    assert f"| [{error.code}](#{error.code.lower()}) | `{error.__name__}` |" in PAGE
+
+
+def test_the_page_of_errors_has_no_error_that_is_gone():
+    """The headings and the table of docs/errors.md are those of the tree, in its order."""
+    codes = sorted(error.code for error in ERRORS)
+
+    assert codes == re.findall(r"^## (SIT\d+)", PAGE, re.MULTILINE)
+    assert codes == re.findall(r"^\| \[(SIT\d+)\]", PAGE, re.MULTILINE)
 
 
 def test_every_error_is_public():

@@ -44,7 +44,7 @@ class TaskState(enum.Enum):
     WAITING = "waiting"
     """For its parent's commit."""
     QUEUED = "queued"
-    """For a slot: neither a task nor a session yet."""
+    """For a slot, with neither a task nor a session yet."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -70,7 +70,7 @@ class Outcome(enum.Enum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     UNKNOWN = "unknown"
-    """The connection died during the commit: the rows may be there or not."""
+    """The connection died during the commit, so the rows may be there or not."""
 
 
 class Timing(NamedTuple):
