@@ -18,10 +18,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from databases import NAMES, UNSUPPORTED, Databases, require
 from slow_commit import SlowCommit
 from support import reset, session_maker
+from versions import VersionsReport
 
 DATABASES = Databases()
 # Minutes of random events, to be asked for: SIT_STEPS=long.
 collect_ignore = [] if "SIT_STEPS" in os.environ else ["test_machine.py"]
+
+
+def pytest_configure(config):
+    if "SIT_VERSIONS" in os.environ:
+        config.pluginmanager.register(VersionsReport(Path(os.environ["SIT_VERSIONS"]), DATABASES))
 
 
 def pytest_sessionfinish():
