@@ -27,8 +27,6 @@ release = version = version_of(project)
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "diagram"]
 exclude_patterns = ["_build"]
-# A page of benchmarks is in the contents as soon as there is one.
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "furo"
 html_title = project
@@ -47,7 +45,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-default_role = "any"
+default_role = "py:obj"
 nitpicky = True
 
 # Types of Python and of SQLAlchemy are links only where their inventories can be reached.
@@ -71,18 +69,25 @@ nitpick_ignore_regex = [
 ]
 
 # Files of the repository that the site has under a name of its own. Others are in no site: their names are shown.
-PAGES = {"../CHANGELOG.md": "changelog.md", "../CONTRIBUTING.md": "contributing.md", "../SECURITY.md": "security.md"}
-_OUTSIDE = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)]+)\)")
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+_OUTSIDE = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)]+|[A-Z]+\.md)\)")
 _PRIVATE = re.compile(r"^sa_isolated_tasks\._\w+\.")
 
 
-def links_out_of_the_site(_app: Sphinx, _docname: str, source: list[str]) -> None:
+def pages_that_are_there(_app: Sphinx, docname: str, source: list[str]) -> None:
+    """The page of benchmarks is in the contents as soon as there is one."""
+    if docname == "index" and not (HERE / "benchmarks.md").exists():
+        source[0] = source[0].replace("\nbenchmarks\n", "\n")
+
+
+def links_out_of_the_site(_app: Sphinx, *names_and_source: Any) -> None:
     """A link to a file of the repository becomes one to its page, or the file's name."""
 
     def replaced(match: re.Match[str]) -> str:
-        page = PAGES.get(match["target"])
+        page = PAGES.get(match["target"].removeprefix("../"))
         return match["text"] if page is None else f"[{match['text']}]({page})"
 
+    source = names_and_source[-1]
     source[0] = _OUTSIDE.sub(replaced, source[0])
 
 
@@ -102,5 +107,7 @@ def public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content:
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", pages_that_are_there)
     app.connect("source-read", links_out_of_the_site)
+    app.connect("include-read", links_out_of_the_site)
     app.connect("missing-reference", public_name)

@@ -311,7 +311,9 @@ def test_the_methods_of_a_listener_are_not_coroutine_functions():
 
 
 def test_waiting_is_a_warning_with_names(caplog):
-    """A scope that is being left names what it waits for."""
+    """A scope that is being left names what it waits for, with the keys that the page names."""
     LoggingListener().scope_waiting(ScopeWaiting("gum", 30.0, ("a#1", "b#2")))
 
     assert [("WARNING", "scope gum has waited 30s for 2 unit(s): a#1, b#2")] == lines(caplog)
+    assert {"sit_scope", "sit_total"} == {key for key in vars(caplog.records[0]) if key.startswith("sit_")}
+    assert "a scope that waits has `sit_scope` and `sit_total`" in PAGE

@@ -41,7 +41,9 @@ async def server_version(url):
 def drivers_of(item):
     """The databases that a test uses: by a parameter, or by a fixture of that name."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return {name for name in NAMES if name in item.fixturenames or name in [p for p in parameters if isinstance(p, str)]}
+    return {
+        name for name in NAMES if name in item.fixturenames or name in [p for p in parameters if isinstance(p, str)]
+    }
 
 
 class VersionsReport:

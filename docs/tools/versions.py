@@ -1,7 +1,7 @@
 """
 Makes docs/versions.md of the results of test runs: ``python docs/tools/versions.py DIRECTORY``.
 
-A run leaves its result in the directory that SIT_VERSIONS names; see tests/versions.py. A run with a failure is refused.
+A run leaves its result in the directory that SIT_VERSIONS names; see tests/versions.py. One with a failure is refused.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ def page_of(runs: list[dict[str, Any]]) -> str:
     runs = sorted(runs, key=lambda run: (number(run["sqlalchemy"]), number(run["python"])), reverse=True)
     all_runs = table(
         row("Python", "SQLAlchemy", "passed", "skipped", "on", "date"),
-        *(
-            row(run["python"], run["sqlalchemy"], *counts(run["tests"]), run["platform"], run["date"])
-            for run in runs
-        ),
+        *(row(run["python"], run["sqlalchemy"], *counts(run["tests"]), run["platform"], run["date"]) for run in runs),
     )
     databases = table(
         row("Python", "SQLAlchemy", "database", "driver", "passed", "skipped"),
