@@ -19,6 +19,7 @@ nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
+BENCH = nox.project.dependency_groups(PROJECT, "bench")
 GUM = nox.project.dependency_groups(PROJECT, "gum")
 DOCS = nox.project.dependency_groups(PROJECT, "docs")
 TYPES = nox.project.dependency_groups(PROJECT, "types")
@@ -110,3 +111,10 @@ def gum(session: nox.Session, sqlalchemy: str) -> None:
     session.install("--no-deps", "gum-ai==0.1.11")
     session.install(".", f"sqlalchemy=={sqlalchemy}", *GUM)
     session.run("python", "examples/gum", "--logs", session.create_tmp(), *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What a unit costs, next to the pattern by hand and to other packages: writes docs/benchmarks.md."""
+    session.install(".", *BENCH)
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,55 @@
+"""
+``python -m benchmarks``: measures, writes *docs/benchmarks.md*, and says which targets are met.
+
+With ``--quick`` it writes nothing. A target that is missed does not make it fail: a busy machine may miss one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from tests.databases import Databases
+
+from benchmarks import imports, page
+from benchmarks.plan import FULL, QUICK
+from benchmarks.results import Results, run
+from benchmarks.setup import connected, connected_to_sqlite, postgresql
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two minutes, and the page is printed only")
+    parser.add_argument("--only", choices=["imports"], help="one part alone")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else FULL
+    if arguments.only == "imports":
+        print(f"{imports.milliseconds(plan.import_pairs):.1f} ms")
+        return
+    results = asyncio.run(_measure(arguments.quick))
+    if arguments.quick:
+        print(page.text(results))
+    else:
+        page.write(results, DOCS)
+    for target in results.targets():
+        print(f"{'met   ' if target.is_met else 'MISSED'} {target.measured:8.2f} {target.limit:8.2f}  {target.text}")
+
+
+async def _measure(quick: bool) -> Results:  # noqa: FBT001 -- not public
+    databases = Databases()
+    try:
+        url = postgresql(databases)
+        if url is None:
+            sys.exit(f"no PostgreSQL: {databases.get('asyncpg').problem}")
+        async with connected(url) as setup, connected_to_sqlite() as sqlite:
+            return await run(QUICK if quick else FULL, setup, sqlite, lambda line: print(line, file=sys.stderr))
+    finally:
+        databases.close()
+
+
+if __name__ == "__main__":
+    main()

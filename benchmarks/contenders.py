@@ -1,0 +1,104 @@
+"""
+Who is measured: each runs a batch of units to its end, at least as much at once as a pool has connections.
+
+Each opens a session for every unit. A contender is a context manager, since a scope, like a scheduler, lives as long as
+the application: starting and leaving it is not measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
+
+from benchmarks.handwritten import Background, Runner, begin_block, one_commit
+from benchmarks.setup import Setup, logger
+from benchmarks.workloads import Body
+from sa_isolated_tasks import TaskScope
+
+Batch: TypeAlias = Callable[[Body, int], Awaitable[None]]
+Contender: TypeAlias = Callable[[Setup], AbstractAsyncContextManager[Batch]]
+
+OURS = "this package"
+OURS_UNLIMITED = "this package, `limit=None`"
+OURS_GATHERED = "this package, `gather(*handles)`"
+BY_HAND = "by hand: `begin()`, semaphore"
+BY_HAND_UNLIMITED = "by hand: `begin()`, no semaphore"
+LEAN = "by hand: one `commit()`, semaphore"
+FLOOR = "the floor: no package, no task for a unit"
+
+
+@contextlib.asynccontextmanager
+async def _scope(setup: Setup, *, limited: bool) -> AsyncIterator[Batch]:
+    logger("sa_isolated_tasks")
+    async with TaskScope(setup.Session, name="bench", limit="pool" if limited else None) as scope:
+
+        async def batch(body: Body, count: int) -> None:
+            handles = [scope.spawn(body, number) for number in range(count)]
+            await scope.drain()
+            del handles
+
+        yield batch
+
+
+@contextlib.asynccontextmanager
+async def _gathered(setup: Setup) -> AsyncIterator[Batch]:
+    """With a task more for each unit: `asyncio.gather` makes one for whatever is no future."""
+    logger("sa_isolated_tasks")
+    async with TaskScope(setup.Session, name="bench") as scope:
+
+        async def batch(body: Body, count: int) -> None:
+            await asyncio.gather(*[scope.spawn(body, number) for number in range(count)])
+
+        yield batch
+
+
+@contextlib.asynccontextmanager
+async def _by_hand(
+    setup: Setup, *, opened: Callable[..., Runner] = begin_block, limited: bool = True
+) -> AsyncIterator[Batch]:
+    background = Background(opened(setup.Session), setup.slots if limited else None)
+
+    async def batch(body: Body, count: int) -> None:
+        await asyncio.gather(*[background.spawn(body, number) for number in range(count)])
+
+    yield batch
+
+
+@contextlib.asynccontextmanager
+async def _floor(setup: Setup) -> AsyncIterator[Batch]:
+    """
+    As many tasks as the pool has connections take one number after the other.
+
+    A session is made, the body run, the transaction committed if there is one, and the session, which holds no
+    connection by then, closed without a greenlet. No log, no timing, no handle, no cleanup after a failure.
+    """
+
+    async def work(body: Body, numbers: range) -> None:
+        for number in numbers:
+            session = setup.Session()
+            await body(session, number)
+            if session.in_transaction():
+                await session.commit()
+            session.sync_session.close()
+
+    async def batch(body: Body, count: int) -> None:
+        await asyncio.gather(*[work(body, range(first, count, setup.slots)) for first in range(setup.slots)])
+
+    yield batch
+
+
+BOUNDED: dict[str, Contender] = {
+    OURS: functools.partial(_scope, limited=True),
+    OURS_GATHERED: _gathered,
+    BY_HAND: _by_hand,
+    LEAN: functools.partial(_by_hand, opened=one_commit),
+    FLOOR: _floor,
+}
+UNBOUNDED: dict[str, Contender] = {
+    OURS_UNLIMITED: functools.partial(_scope, limited=False),
+    BY_HAND_UNLIMITED: functools.partial(_by_hand, limited=False),
+}

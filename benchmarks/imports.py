@@ -1,0 +1,28 @@
+"""What importing the package costs an application that has imported SQLAlchemy."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from statistics import median
+
+_SQLALCHEMY = "import sqlalchemy.ext.asyncio"
+_BOTH = "import sqlalchemy.ext.asyncio, sa_isolated_tasks"
+_CODE = "from time import perf_counter\nstarted = perf_counter()\n{}\nprint(perf_counter() - started)"
+
+
+def milliseconds(pairs: int, seed: int = 0) -> float:
+    """The median of the differences of pairs of new processes, in either order."""
+    order = random.Random(seed)  # noqa: S311 -- no secret
+    _seconds(_BOTH)  # the files are compiled and in the cache of the disk
+    differences: list[float] = []
+    for _ in range(pairs):
+        took = {code: _seconds(code) for code in order.sample([_SQLALCHEMY, _BOTH], 2)}
+        differences.append(took[_BOTH] - took[_SQLALCHEMY])
+    return median(differences) * 1e3
+
+
+def _seconds(code: str) -> float:
+    ran = subprocess.run([sys.executable, "-c", _CODE.format(code)], check=True, capture_output=True, text=True)
+    return float(ran.stdout)

@@ -1,0 +1,132 @@
+"""Writes what was found as *docs/benchmarks.md*."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from benchmarks import guard, plot
+from benchmarks.contenders import BY_HAND, BY_HAND_UNLIMITED, OURS, OURS_UNLIMITED
+from benchmarks.results import Results, Target
+from benchmarks.rounds import Measured
+
+PICTURE = "benchmarks.svg"
+
+
+def write(results: Results, directory: Path) -> None:
+    plot.draw(results.sizes, results.by_size, directory / PICTURE)
+    (directory / "benchmarks.md").write_text(text(results), encoding="utf-8")
+
+
+def text(results: Results) -> str:
+    return "\n".join(_lines(results)) + "\n"
+
+
+def _lines(results: Results) -> Iterator[str]:
+    yield "# Benchmarks"
+    yield ""
+    yield "When to read it: you want to know what a unit costs, next to the pattern that you would write by hand."
+    yield "Every figure of this page comes from one run of one command, which writes the page:"
+    yield from ["", "```sh", "nox -s bench", "```", ""]
+    yield "Ten minutes on a machine that does nothing else; `nox -s bench -- --quick` takes two, and prints the page."
+    yield "PostgreSQL is the server of `TEST_POSTGRESQL_URL`, or the one on port 5432, or one from a wheel."
+    yield ""
+    yield f"Measured on: {results.cpu}, which other programs used too."
+    yield f"Versions: {', '.join(f'{name} {version}' for name, version in results.versions.items())}."
+    yield from ["", "## Targets", ""]
+    yield from _targets(results.targets())
+    yield from ["", "## How it is measured", ""]
+    yield "A batch of units is started at once and waited for; all contenders run in one process, one after the other,"
+    yield "in an order that is shuffled in every round."
+    yield "A ratio is that of two batches of the same round; the table has the median of all rounds, and the quartiles."
+    yield "*CPU time alone* is the same ratio of what this process computes, which other programs disturb less."
+    yield "The garbage collector runs between two batches, and as always within them."
+    yield "Each contender opens a session for each unit, and each has to prove that its units have committed."
+    yield ""
+    yield "- *This package* has everything on: the guard, the log at INFO (to a handler that writes nothing), handles."
+    yield "- *By hand* is a task in a set with a done callback, timed and logged:"
+    yield f"  [`handwritten.py`]({_SOURCE}handwritten.py)."
+    yield "  With a semaphore of the pool's size, which is 10; this package leaves one connection free, and runs 9."
+    yield f"- *The floor* is ten tasks that take one number after the other: [`contenders.py`]({_SOURCE}contenders.py)."
+    yield "  For each a session is made, the body run, committed, and closed without a greenlet."
+    yield f"- *The others* are used as their documentation says: [`peers.py`]({_SOURCE}peers.py)."
+    yield "  Where they bring no session, they run what is written by hand."
+    for name, reason in results.skipped.items():
+        yield f"- Left out: {name}: {reason}"
+    for name, measured in results.workloads.items():
+        yield from ["", f"## PostgreSQL: {name}", ""]
+        yield f"{measured.count} units a batch, {len(measured.seconds[OURS])} rounds."
+        yield ""
+        yield from _table(measured)
+    for name, measured in results.on_sqlite.items():
+        yield from ["", f"## SQLite: {name}", ""]
+        yield "One unit at a time, by hand as in this package, since SQLite has one writer."
+        yield ""
+        yield from _table(measured)
+    yield from _guard(results)
+    yield from _scale(results)
+    yield from ["", "## Import", ""]
+    yield f"{results.imported:.1f} ms over `import sqlalchemy.ext.asyncio`: the median of the differences of pairs of"
+    yield "new processes. Alone: `python -m benchmarks --only imports`."
+
+
+_SOURCE = "../benchmarks/"
+
+
+def _targets(targets: Iterable[Target]) -> Iterator[str]:
+    yield from ["| what | at most | measured | |", "|---|---|---|---|"]
+    for target in targets:
+        unit = f" {target.unit}" if target.unit else ""
+        met = "met" if target.is_met else "**missed**"
+        yield f"| {target.text} | {target.limit:.2f}{unit} | {target.measured:.2f}{unit} | {met} |"
+
+
+def _table(measured: Measured) -> Iterator[str]:
+    yield "| contender | us a unit | to the pattern by hand | quartiles | CPU time alone | this package to it |"
+    yield "|---|---|---|---|---|---|"
+    for name in sorted(measured.seconds, key=measured.microseconds):
+        star, reference = ("*", BY_HAND_UNLIMITED) if name == OURS_UNLIMITED else ("", BY_HAND)
+        ratio = measured.ratio(name, reference)
+        cells = (
+            f"{measured.microseconds(name):.0f}",
+            f"{ratio.median:.2f}{star}",
+            f"{ratio.low:.2f} to {ratio.high:.2f}",
+            f"{measured.cpu_ratio(name, reference).median:.2f}{star}",
+            f"{measured.ratio(OURS, name).median:.2f}",
+        )
+        yield f"| {name} | {' | '.join(cells)} |"
+    if OURS_UNLIMITED in measured.seconds:
+        yield ""
+        yield "\\* to the one without a semaphore."
+
+
+def _guard(results: Results) -> Iterator[str]:
+    yield from ["", "## The guard", ""]
+    yield f"Two scalars {results.scalars:.1f} us; ten mixed arguments, two of them containers, {results.mixed:.1f} us."
+    yield f"At most {guard.bound():,} objects of a call are looked at, and of one container at most half of what is"
+    yield "left of them, so the cost grows with the size up to there, and no further."
+    yield ""
+    yield "| a list of | numbers, us | objects with an attribute, us |"
+    yield "|---|---|---|"
+    for size, numbers, objects in results.containers:
+        yield f"| {size:,} | {numbers:,.1f} | {objects:,.1f} |"
+
+
+def _scale(results: Results) -> Iterator[str]:
+    yield from ["", "## Many units", ""]
+    yield f"A queued unit, with its handle, takes {results.queued_bytes:,.0f} bytes, measured over {results.queued:,}."
+    yield ""
+    yield f"![Time per unit over the number of units]({PICTURE})"
+    yield ""
+    yield f"| units at once | {' | '.join(f'{size:,}' for size in results.sizes)} |"
+    yield f"|---|{'---|' * len(results.sizes)}"
+    for name, values in results.by_size.items():
+        yield f"| {name}, us | {' | '.join(f'{value:.0f}' for value in values)} |"
+    yield ""
+    yield f"{results.endurance:,} units through one scope: resident {results.resident[0]:.1f} MiB after a tenth of"
+    yield f"them, {results.resident[-1]:.1f} MiB after all."
+    yield ""
+    large = results.large
+    ratio = large.ratio(OURS, BY_HAND)
+    yield f"{large.count:,} units of `select 1` over a pool of ten: {ratio.median:.2f} of the pattern by hand with a"
+    yield f"semaphore ({large.microseconds(OURS):.0f} and {large.microseconds(BY_HAND):.0f} us a unit)."

@@ -1,0 +1,157 @@
+"""Runs a plan, and holds what it found against the targets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+from benchmarks import endurance, guard, imports, machine, peers, scale
+from benchmarks.contenders import BOUNDED, BY_HAND, FLOOR, LEAN, OURS, UNBOUNDED, Contender
+from benchmarks.plan import Plan
+from benchmarks.rounds import Measured, measure
+from benchmarks.setup import Setup
+from benchmarks.workloads import insert, nothing, select_one
+
+NOTHING, SELECT, INSERT = "a unit that never touches the database", "`select 1` and commit", "insert and commit"
+_BODIES = {NOTHING: nothing, SELECT: select_one, INSERT: insert}
+
+
+@dataclass(frozen=True)
+class Target:
+    """*measured* is to be at most *limit*."""
+
+    text: str
+    limit: float
+    measured: float
+    unit: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        return self.measured <= self.limit
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the page shows."""
+
+    cpu: str
+    versions: dict[str, str]
+    skipped: dict[str, str]
+    workloads: dict[str, Measured]
+    on_sqlite: dict[str, Measured]
+    large: Measured
+    scalars: float
+    mixed: float
+    containers: list[tuple[int, float, float]]
+    queued: int
+    queued_bytes: float
+    sizes: tuple[int, ...]
+    by_size: dict[str, list[float]]
+    endurance: int
+    resident: list[float]
+    imported: float
+
+    @property
+    def peers(self) -> list[str]:
+        return [name for name in self.workloads[NOTHING].seconds if name not in BOUNDED and name not in UNBOUNDED]
+
+    def targets(self) -> Iterator[Target]:
+        for workload, limit in ((NOTHING, 0.20), (SELECT, 0.88), (INSERT, 0.92)):
+            yield Target(f"{workload}: to the pattern by hand", limit, self._ours(workload, BY_HAND))
+        yield Target(f"{SELECT}: to the floor", 1.08, self._ours(SELECT, FLOOR))
+        yield Target(f"{SELECT}: to the leaner form by hand", 1.0, self._ours(SELECT, LEAN))
+        for workload in self.workloads:
+            for peer in self.peers:
+                yield Target(f"{workload}: to {peer}", 1.0, self._ours(workload, peer))
+        yield Target("the guard, two scalars", 2, self.scalars, "us")
+        yield Target("the guard, ten mixed arguments", 15, self.mixed, "us")
+        yield Target(f"a queued unit, of {self.queued:,}", 1.5, self.queued_bytes / 1024, "KiB")
+        ours = self.by_size[OURS]
+        yield Target(f"a unit among {self.sizes[-1]:,} to one among {self.sizes[0]:,}", 1.2, ours[-1] / ours[0])
+        yield Target(
+            f"memory after {self.endurance:,} units to that after a tenth", 1.05, self.resident[-1] / self.resident[0]
+        )
+        yield Target(
+            f"{self.large.count:,} units over a pool of ten: to a semaphore by hand",
+            1.0,
+            self.large.ratio(OURS, BY_HAND).median,
+        )
+        yield Target("importing the package, after SQLAlchemy", 15, self.imported, "ms")
+
+    def _ours(self, workload: str, to: str) -> float:
+        return self.workloads[workload].ratio(OURS, to).median
+
+
+async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], None]) -> Results:
+    """Blocks as long as *plan* takes; *tell* hears what it is at."""
+    contenders, skipped = await _working(BOUNDED | UNBOUNDED | peers.installed(), setup)
+    skipped |= dict.fromkeys(peers.missing(), "not installed")
+    workloads: dict[str, Measured] = {}
+    for name, body in _BODIES.items():
+        with _timed(name, tell):
+            count = plan.units if body is nothing else plan.queries
+            workloads[name] = await measure(contenders, setup, body, count=count, rounds=plan.rounds)
+    some = {name: BOUNDED[name] for name in (OURS, BY_HAND, LEAN, FLOOR)}
+    with _timed("SQLite", tell):
+        on_sqlite = {
+            name: await measure(some, sqlite, _BODIES[name], count=plan.queries // 2, rounds=plan.rounds // 2)
+            for name in (SELECT, INSERT)
+        }
+    with _timed(f"{plan.large:,} units over a pool of ten", tell):
+        two = {name: BOUNDED[name] for name in (OURS, BY_HAND)}
+        large = await measure(two, setup, select_one, count=plan.large, rounds=plan.large_rounds)
+    with _timed("the guard", tell):
+        scalars = guard.microseconds(guard.TWO_SCALARS, repeat=plan.guard_repeats)
+        mixed = guard.microseconds(guard.TEN_MIXED, repeat=plan.guard_repeats)
+        containers = guard.containers(plan.containers, repeat=min(plan.guard_repeats, 10))
+    with _timed("the queue", tell):
+        queued_bytes = await scale.bytes_of_a_queued_unit(setup, plan.queued)
+    with _timed("many units at once", tell):
+        by_size = await scale.microseconds_by_size(setup, plan.sizes, plan.size_rounds)
+    with _timed(f"{plan.endurance:,} units", tell):
+        resident = endurance.in_a_new_process(plan.endurance)
+    with _timed("imports", tell):
+        imported = imports.milliseconds(plan.import_pairs)
+    return Results(
+        cpu=machine.cpu(),
+        versions=await machine.versions(setup),
+        skipped=skipped,
+        workloads=workloads,
+        on_sqlite=on_sqlite,
+        large=large,
+        scalars=scalars,
+        mixed=mixed,
+        containers=containers,
+        queued=plan.queued,
+        queued_bytes=queued_bytes,
+        sizes=plan.sizes,
+        by_size=by_size,
+        endurance=plan.endurance,
+        resident=resident,
+        imported=imported,
+    )
+
+
+async def _working(contenders: Mapping[str, Contender], setup: Setup) -> tuple[dict[str, Contender], dict[str, str]]:
+    """A peer that does not get along with the SQLAlchemy that is installed is left out, and the page says why."""
+    working: dict[str, Contender] = {}
+    failed: dict[str, str] = {}
+    for name, contender in contenders.items():
+        try:
+            await measure({name: contender}, setup, insert, count=1, rounds=1)
+        except Exception as error:
+            if name in BOUNDED or name in UNBOUNDED:
+                raise
+            failed[name] = f"{type(error).__name__}: {error}"
+        else:
+            working[name] = contender
+    return working, failed
+
+
+@contextlib.contextmanager
+def _timed(what: str, tell: Callable[[str], None]) -> Iterator[None]:
+    started = perf_counter()
+    yield
+    tell(f"{what}: measured in {perf_counter() - started:.0f} s")
