@@ -30,6 +30,22 @@ def pytest_configure(config):
         config.pluginmanager.register(VersionsReport(Path(os.environ["SIT_VERSIONS"]), DATABASES))
 
 
+def _eager_loop():
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+def _uvloop():
+    return pytest.importorskip("uvloop").new_event_loop()
+
+
+if "SIT_LOOP" in os.environ:
+    # By its name in the id of each test: "uvloop", or "eager" for the tasks of Python 3.12.
+    def pytest_asyncio_loop_factories():
+        return {os.environ["SIT_LOOP"]: {"uvloop": _uvloop, "eager": _eager_loop}[os.environ["SIT_LOOP"]]}
+
+
 def pytest_sessionfinish():
     DATABASES.close()
 

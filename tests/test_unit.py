@@ -180,6 +180,29 @@ async def test_a_connection_that_dies_during_the_commit_leaves_the_outcome_unkno
     assert Outcome.UNKNOWN is unit.outcome
 
 
+async def test_a_connection_that_dies_in_the_flush_of_a_commit_has_committed_nothing(psycopg, make_engine):
+    """COMMIT was never sent, so the outcome is known, though it is ``commit()`` that fails."""
+    engine, killer = make_engine(psycopg), make_engine(psycopg)
+
+    async def terminate(pid):
+        async with killer.connect() as connection:
+            await connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+
+    async def body(session):
+        pid = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
+        session.add(Item(name="a"))
+
+        @event.listens_for(session.sync_session, "before_flush")
+        def _terminate(flushing, *_):
+            flushing.connection().connection.dbapi_connection.run_async(lambda _: terminate(pid))
+
+    unit = unit_of(session_maker(engine), body)
+    with pytest.raises(DBAPIError):
+        await unit.run()
+
+    assert Outcome.ROLLED_BACK is unit.outcome
+
+
 async def test_the_phases_follow_each_other(engine, Session):
     """NEW, BODY, COMMITTING, ENDED, as seen from the body and from the session's own events."""
     seen = []
