@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from types import SimpleNamespace
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -128,3 +129,14 @@ def assert_it_went_wrong(seen):
         seen.results[1]
     )
     assert seen.connections == 1
+
+
+def make_tasks_eager():
+    """In the running loop, from now on; skips the test where there are none."""
+    factory = getattr(asyncio, "eager_task_factory", None)
+    if factory is None:
+        pytest.skip("Python 3.11 has no eager tasks")
+    loop = asyncio.get_event_loop()
+    if "uvloop" in type(loop).__module__:
+        pytest.skip("uvloop gives the factory of eager tasks an argument that it does not take")
+    loop.set_task_factory(factory)

@@ -16,13 +16,14 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session as SyncSession
-from support import Item, session_maker
+from support import Item, make_tasks_eager, session_maker
 
 from sa_isolated_tasks import (
     CommitDeadlockError,
     DeclarationError,
     InstancePassedError,
     NoTransactionError,
+    Outcome,
     ScopeClosedError,
     SessionPassedError,
     TaskDroppedError,
@@ -520,15 +521,16 @@ async def test_a_savepoint_without_units_drops_none(lite_scope, LiteSession):
 # What a hook may not do
 
 
-async def test_no_step_runs_in_the_frame_of_the_commit(lite_scope, LiteSession):
+@pytest.mark.parametrize("eager", [False, True])
+async def test_no_step_runs_in_the_frame_of_the_commit(lite_scope, LiteSession, eager):
     """When ``commit()`` returns nothing of the unit has run in its frame, eager tasks included."""
     steps = []
 
     async def body(_session):
         steps.append("unit")
 
-    if hasattr(asyncio, "eager_task_factory"):
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    if eager:
+        make_tasks_eager()
     async with LiteSession() as parent:
         parent.add(Item(name="a"))
         handle = lite_scope.spawn_after_commit(parent, body)
@@ -776,7 +778,7 @@ async def through_shield(handle):
     await asyncio.shield(handle)
 
 
-@pytest.mark.parametrize(
+WAITS = pytest.mark.parametrize(
     "wait",
     [
         directly,
@@ -789,6 +791,9 @@ async def through_shield(handle):
         through_shield,
     ],
 )
+
+
+@WAITS
 async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSession, wait):
     """Found at the ``await``, in the parent's task or in any that it waits for; the parent can still commit."""
     async with LiteSession() as parent, parent.begin():
@@ -801,6 +806,42 @@ async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSes
     assert caught.value.where.startswith(__file__)
 
     assert 42 == await handle
+
+
+@WAITS
+async def test_awaiting_inside_the_transaction_of_a_unit_is_a_deadlock(LiteSession, wait):
+    """It is the unit's own transaction that is waited for, and the unit is told; it may go on and commit."""
+
+    async def body(session):
+        session.add(Item(name="a"))
+        await session.flush()
+        handle = scope.spawn_after_commit(session, answer)
+        with pytest.raises(CommitDeadlockError):
+            await wait(handle)
+        return handle
+
+    async with TaskScope(LiteSession, name="s", limit=3) as scope:
+        unit = scope.spawn(body)
+        handle = await unit
+
+        assert Outcome.COMMITTED is unit.outcome
+        await handle
+
+
+async def test_an_eager_wait_for_a_unit_that_is_dropped_meanwhile(lite_scope, sync_session_maker):
+    """An eager task looks twice before it waits: the parent may have rolled back in between."""
+
+    async def wait(handle):
+        await handle
+
+    make_tasks_eager()
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        waiting = asyncio.create_task(wait(lite_scope.spawn_after_commit(parent, answer)))
+        parent.rollback()
+
+    with pytest.raises(TaskDroppedError):
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_after_a_commit_in_a_thread_waiting_is_no_deadlock(lite_scope, sync_session_maker):

@@ -12,7 +12,7 @@ import weakref
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from support import Item, session_maker
+from support import Item, make_tasks_eager, session_maker
 
 from sa_isolated_tasks import (
     DeclarationError,
@@ -114,12 +114,8 @@ async def test_no_step_runs_before_spawn_returns(scope_of, eager_or_not):
 
 @pytest.fixture(params=["plain", "eager"])
 def eager_or_not(request):
-    if request.param == "plain":
-        return
-    factory = getattr(asyncio, "eager_task_factory", None)
-    if factory is None:
-        pytest.skip("Python 3.11 has no eager tasks")
-    asyncio.get_event_loop().set_task_factory(factory)
+    if request.param == "eager":
+        make_tasks_eager()
 
 
 async def test_eager_units_succeed_fail_and_are_cancelled_as_others(scope_of, eager_or_not):

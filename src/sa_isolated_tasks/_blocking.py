@@ -1,8 +1,8 @@
 """
 Does one task wait for another? Asked once, when a deadlock is suspected.
 
-asyncio does not tell. But what a suspended task awaits stands in its coroutines, and whom the end of a task will wake
-in its callbacks: directly, through ``gather``, ``wait``, ``shield``, ``wait_for`` or a task group.
+asyncio does not tell. But a suspended task refers to what it awaits, and whom the end of a task will wake stands in its
+callbacks: directly, through ``gather``, ``wait``, ``shield``, ``wait_for`` or a task group.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
-__all__ = ["waits_for"]
+from sa_isolated_tasks._steps import Gate
+
+__all__ = ["is_starting_another", "waits_for"]
 
 _LIMIT = 1_000
-_AWAITED = ("cr_await", "gi_yieldfrom", "ag_await")
 
 
 def waits_for(waiter: asyncio.Task[Any], task: asyncio.Task[Any]) -> bool:
@@ -37,18 +38,14 @@ def waits_for(waiter: asyncio.Task[Any], task: asyncio.Task[Any]) -> bool:
     return False
 
 
-def _awaited_by(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
-    """The future at the end of the chain of coroutines."""
-    awaiting: Any = task.get_coro()
-    while True:
-        inner = next((getattr(awaiting, name) for name in _AWAITED if hasattr(awaiting, name)), None)
-        if inner is None:
-            # An iterator written in C: of a future, or of an object whose `__await__` is a coroutine's.
-            inner = next((held for held in gc.get_referents(awaiting) if not isinstance(held, type)), None)
-        if inner is None or isinstance(inner, _FUTURE):
-            future: asyncio.Future[Any] | None = inner
-            return future
-        awaiting = inner
+def is_starting_another(task: asyncio.Task[Any]) -> bool:
+    """Whether *task* is in the middle of making a task whose first step runs at once: an eager one."""
+    return task is not asyncio.current_task() and getattr(task.get_coro(), "cr_running", False)
+
+
+def _awaited_by(task: asyncio.Task[Any]) -> object:
+    """The future by whose end it will be woken: the only one that it refers to. A gate is one (`_steps`)."""
+    return next((held for held in gc.get_referents(task) if isinstance(held, (_FUTURE, Gate))), None)
 
 
 def _woken_by(value: Any) -> Iterable[Any]:

@@ -217,6 +217,10 @@ class Entry:
         self.runner.require_loop(f"{self.name} was awaited", "await handle  # in the loop that runs the scope")
         if asyncio.current_task() is self.task:
             raise RuntimeError(f"{self.name} awaits its own handle, and would wait for ever")
+        if self.parent is not None:
+            await self.parent.settle()
+            if self.state.ended:
+                return
         if self.parent is not None and self.parent.would_wait_for_itself():
             raise CommitDeadlockError(
                 f"{self.name} waits for the commit of a transaction, and was awaited inside it", where=self.where

@@ -228,6 +228,8 @@ class Runner:
         task.add_done_callback(functools.partial(self._task_done, entry))
         if entry.task is None and not task.done():
             entry.task = task  # not eager: `_main` has not begun
+        # An eager task has run, and perhaps failed, on top of this frame, which its traceback keeps: as in `_main`.
+        del entry, main, task, context
 
     async def _main(self, entry: Entry) -> None:
         current_seat.set(entry.seat)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any, Generic, TypeVar, cast, final
 
-__all__ = ["PatienceEnded", "Steps", "anyio_shield", "awaited_by", "has_run_out", "times_cancelled"]
+__all__ = ["Gate", "PatienceEnded", "Steps", "anyio_shield", "awaited_by", "has_run_out", "times_cancelled"]
 
 R = TypeVar("R")
 
@@ -54,7 +54,7 @@ class Steps(Generic[R]):
         self._asked = 0
         self._lent = 0
         self._one_too_many = False
-        self._gate: _Gate | None = None
+        self._gate: Gate | None = None
         self._waiting: asyncio.Future[Any] | None = None
         self._is_left = False
 
@@ -117,7 +117,7 @@ class Steps(Generic[R]):
                 # scope cancels in every turn of the loop, and one core would be busy until the commit is through:
                 # test_protect.py::test_anyio_does_not_spin_during_a_commit.
                 with shield:
-                    gate = self._gate = _Gate(waiting)
+                    gate = self._gate = Gate(waiting)
                     yield gate
             except asyncio.CancelledError as cancelled:
                 if self.owns():
@@ -215,7 +215,7 @@ class Steps(Generic[R]):
 
 
 @final
-class _Gate:
+class Gate:
     """
     Stands between a task and the future that its coroutine waits for: what cancels the task does not cancel that.
 
@@ -225,7 +225,7 @@ class _Gate:
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_future", "_is_open")
 
-    def __init__(self, future: asyncio.Future[Any] | _Gate) -> None:
+    def __init__(self, future: asyncio.Future[Any] | Gate) -> None:
         self._asyncio_future_blocking = True
         self._future = future
         self._callback: Callable[[Any], object] | None = None
