@@ -1,7 +1,8 @@
 """
 What can be run: ``nox -l``.
 
-``nox -s tests`` needs nothing but the Python that runs nox; ``nox -s matrix`` needs the others too.
+``nox`` alone runs what a contributor needs before a commit. ``nox -s tests`` needs nothing but the Python that runs
+nox; ``nox -s matrix`` needs the others too. With ``CI`` in the environment a missing Python is a failure.
 """
 
 from __future__ import annotations
@@ -17,41 +18,77 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-TEST = nox.project.dependency_groups(PROJECT, "test")
-LINT = nox.project.dependency_groups(PROJECT, "lint")
-BENCH = nox.project.dependency_groups(PROJECT, "bench")
-GUM = nox.project.dependency_groups(PROJECT, "gum")
-DOCS = nox.project.dependency_groups(PROJECT, "docs")
-TYPES = nox.project.dependency_groups(PROJECT, "types")
+GROUPS = {name: nox.project.dependency_groups(PROJECT, name) for name in PROJECT["dependency-groups"]}
 
-# SQLAlchemy below 2.0.31 does not import on Python 3.13, so the oldest two are paired with 3.11. The newest on the
-# newest Python is the session `coverage`.
+PYTHONS = ("3.11", "3.12", "3.13")
+SQLALCHEMYS = ("1.4.54", "2.0.0", "2.0.*", "2.1.*")
+LEFT_OUT = {
+    # SQLAlchemy 2.0 does not import on Python 3.13 before 2.0.31.
+    ("3.13", "2.0.0"),
+    # The session `coverage` is this one.
+    ("3.13", "2.1.*"),
+}
+PAIRS = [(python, sqlalchemy) for python in PYTHONS for sqlalchemy in SQLALCHEMYS]
 MATRIX = [
-    nox.param("3.11", "1.4.54", id="py311-sqlalchemy14"),
-    nox.param("3.11", "2.0.0", id="py311-sqlalchemy200"),
-    nox.param("3.12", "2.0.58", id="py312-sqlalchemy20"),
-    nox.param("3.11", "2.1.*", id="py311-sqlalchemy21"),
+    nox.param(python, sqlalchemy, id=f"py{python}-sqlalchemy{sqlalchemy.rstrip('.*')}")
+    for python, sqlalchemy in PAIRS
+    if (python, sqlalchemy) not in LEFT_OUT
 ]
 # SQLModel needs SQLAlchemy 2.0.14.
 OLD, NOT_WITH_OLD = ("1.4.54", "2.0.0"), ("sqlmodel",)
+# The oldest that pyproject.toml allows; with them only what needs no other library, since those ask for newer ones.
+LOWEST = [spec.replace(">=", "==") for spec in PROJECT["project"]["dependencies"]]
+BARE = ("pytest", "pytest-asyncio", "hypothesis", "sybil", "anyio", "aiosqlite", "asyncpg", "asyncmy", "pixeltable")
+CORE = [f"tests/test_{name}.py" for name in ("unit", "scope", "handle", "isolated", "after_commit", "limit", "watch")]
+LOOPS = ["tests/test_scope.py", "tests/test_handle.py", "tests/test_after_commit.py", "tests/test_limit.py"]
 # Everything that Python has to complain about, from the first import on.
 STRICT = ("python", "-X", "dev", "-W", "error")
+
+# The tests run on the wheel, not on the tree, and on the versions that they were meant for.
+MEANT = """
+import sys, sqlalchemy, sa_isolated_tasks
+found = "%d.%d" % sys.version_info[:2], sqlalchemy.__version__
+assert found[0] == {0!r} and found[1].startswith({1!r}), found
+assert "site-packages" in sa_isolated_tasks.__file__, sa_isolated_tasks.__file__
+"""
+
+
+def install(session: nox.Session, *requirements: str, sqlalchemy: str = "") -> None:
+    """The wheel, with *requirements*; a version of SQLAlchemy may end in a star."""
+    session.install(".", *([f"sqlalchemy=={sqlalchemy}"] if sqlalchemy else []), *requirements)
+    session.run("python", "-c", MEANT.format(_python_of(session), sqlalchemy.rstrip("*")), silent=True)
+
+
+def _python_of(session: nox.Session) -> str:
+    if isinstance(session.python, str):
+        return session.python
+    version = session.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])", silent=True)
+    return str(version).strip()
+
+
+def run_tests(session: nox.Session, *args: str) -> None:
+    # Two sessions at once need a database each; its name is made up by whoever starts them.
+    if "TEST_DATABASE" in os.environ:
+        session.run("python", "tests/databases.py", silent=True)
+    session.run(*STRICT, "-m", "pytest", *args, *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests on this Python and the newest SQLAlchemy."""
-    session.install(".", *TEST, *TYPES)
-    session.run(*STRICT, "-m", "pytest", *session.posargs)
+    install(session, *GROUPS["test"], *GROUPS["types"])
+    run_tests(session)
 
 
 # Not on 3.11, which tells no tracer that a coroutine goes on with an exception: lines that have run look as if not.
 @nox.session(python="3.13")
 def coverage(session: nox.Session) -> None:
     """The same with branch coverage, which has to be complete."""
-    session.install(".", *TEST, *TYPES)
+    install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy="2.1.*")
     session.env["COVERAGE_FILE"] = f"{session.create_tmp()}/.coverage"
     session.run("coverage", "erase")
+    if "TEST_DATABASE" in os.environ:
+        session.run("python", "tests/databases.py", silent=True)
     session.run(*STRICT, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
@@ -61,20 +98,33 @@ def coverage(session: nox.Session) -> None:
 @nox.parametrize(("python", "sqlalchemy"), MATRIX)
 def matrix(session: nox.Session, sqlalchemy: str) -> None:
     """The tests on another Python and SQLAlchemy."""
-    test = [name for name in TEST if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))]
-    session.install(".", f"sqlalchemy=={sqlalchemy}", *test)
-    meant = f"{session.python} {sqlalchemy.rstrip('*')}"
-    check = (
-        "import sys, sqlalchemy as s; v = '%d.%d ' % sys.version_info[:2] + s.__version__; assert v.startswith({!r}), v"
-    )
-    session.run("python", "-c", check.format(meant))
-    session.run(*STRICT, "-m", "pytest", *session.posargs)
+    test = [name for name in GROUPS["test"] if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))]
+    types = [] if sqlalchemy in OLD else GROUPS["types"]
+    install(session, *test, *types, sqlalchemy=sqlalchemy)
+    run_tests(session)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The core tests with the lowest versions of everything that the package depends on."""
+    bare = [name for name in GROUPS["test"] if name.startswith(BARE)]
+    install(session, *LOWEST, *bare, sqlalchemy="1.4.54")
+    run_tests(session, "-k", "not psycopg and not mariadb", *CORE)
+
+
+@nox.session(python="3.13")
+@nox.parametrize("loop", ["uvloop", "eager"])
+def loops(session: nox.Session, loop: str) -> None:
+    """The tests of scopes on another event loop, and with eager tasks."""
+    install(session, *GROUPS["test"])
+    session.env["SIT_LOOP"] = loop
+    run_tests(session, *LOOPS)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Format, lint, and the layers of the package."""
-    session.install("-e", ".", *LINT)
+    session.install("-e", ".", *GROUPS["lint"])
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("lint-imports")
@@ -82,18 +132,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Both type checkers, strict; ``tests/typing`` is checked by the tests."""
-    session.install("-e", ".", "nox", *TYPES)
+    """Both type checkers, strict, and that the types of every public name are known; ``tests/typing`` is a test."""
+    session.install(".", "nox", *GROUPS["types"])
     session.run("mypy")
     session.run("pyright")
-
-
-@nox.session
-def docs(session: nox.Session) -> None:
-    """The documentation site, in docs/_build/html; and the README as a package index shows it, in README.html there."""
-    session.install(".", *DOCS)
-    session.run("sphinx-build", "-n", "-W", "-E", "-b", "html", "docs", "docs/_build/html", *session.posargs)
-    session.run("python", "docs/tools/readme.py", "docs/_build/README.html")
+    session.run("pyright", "--verifytypes", "sa_isolated_tasks", "--ignoreexternal")
 
 
 @nox.session
@@ -109,12 +152,29 @@ def gum(session: nox.Session, sqlalchemy: str) -> None:
     """The real GUM with background triggers, checked from outside; see docs/gum.md."""
     # What gum-ai asks for can be installed on macOS only; what is needed of it is in the group.
     session.install("--no-deps", "gum-ai==0.1.11")
-    session.install(".", f"sqlalchemy=={sqlalchemy}", *GUM)
+    install(session, *GROUPS["gum"], sqlalchemy=sqlalchemy)
     session.run("python", "examples/gum", "--logs", session.create_tmp(), *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in docs/_build/html; and the README as a package index shows it, in README.html there."""
+    session.install(".", *GROUPS["docs"])
+    session.run("sphinx-build", "-n", "-W", "-E", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+    session.run("python", "docs/tools/readme.py", "docs/_build/README.html")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The source distribution and the wheel: what is in them, and that the wheel works in an empty environment."""
+    session.install("build[uv]", "twine")
+    dist = session.create_tmp()
+    session.run("python", "tests/check_dist.py", dist)
+    session.run("twine", "check", "--strict", f"{dist}/source/*", f"{dist}/tree/*")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """What a unit costs, next to the pattern by hand and to other packages: writes docs/benchmarks.md."""
-    session.install(".", *BENCH)
+    session.install(".", *GROUPS["bench"])
     session.run("python", "-m", "benchmarks", *session.posargs)

