@@ -69,10 +69,14 @@ async def test_a_unit_starts_after_the_commit_and_sees_the_row(scope, Session):
         for _ in range(5):
             await asyncio.sleep(0)
         before = (handle.state, len(scope))
+        meanwhile = handle.timing
 
     assert (TaskState.WAITING, 1) == before
     assert ["a"] == await handle
-    assert 0 < handle.timing.waiting < handle.timing.total
+    assert 0 < meanwhile.waiting == meanwhile.total
+    assert 0 == meanwhile.queued
+    assert meanwhile.waiting <= handle.timing.waiting < handle.timing.total
+    assert 0 < handle.timing.queued <= handle.timing.total - handle.timing.waiting
 
 
 @pytest.mark.parametrize("begin", ["autobegin", "begin", "block"])
@@ -262,6 +266,7 @@ async def test_a_transaction_that_ends_without_a_commit_drops(scope, Session, ca
         await end(parent)
 
     assert TaskState.DROPPED is handle.state
+    assert handle.timing.waiting == handle.timing.total
     with pytest.raises(
         TaskDroppedError, match="look_up#1 was dropped: its parent's transaction ended without a commit"
     ):

@@ -109,19 +109,15 @@ class Entry:
         return f"{filename}:{line}"
 
     @property
-    def waiting_seconds(self) -> float:
-        released = (self._ended_at or perf_counter()) if self.parent is not None else self._released_at
-        return released - self.spawned_at
-
-    @property
     def queued_seconds(self) -> float:
-        left = self._started_at or self._ended_at or perf_counter()
-        return left - self.spawned_at - self.waiting_seconds
+        return self.timing.queued
 
     @property
     def timing(self) -> Timing:
-        total = (self._ended_at or perf_counter()) - self.spawned_at
-        return self.unit.timing(total, self.queued_seconds, self.waiting_seconds)
+        now = self._ended_at or perf_counter()  # once, or the parts of a living unit would not fit in the whole
+        waiting = (now if self.parent is not None else self._released_at) - self.spawned_at
+        queued = (self._started_at or now) - self.spawned_at - waiting
+        return self.unit.timing(now - self.spawned_at, queued, waiting)
 
     def snapshot(self) -> UnitSnapshot:
         return UnitSnapshot(self.name, self.state, self.unit.outcome, perf_counter() - self.spawned_at, self.where)
