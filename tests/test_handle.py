@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from support import Item
 
-from sa_isolated_tasks import Outcome, TaskScope, TaskState, UnitCancelledError
+from sa_isolated_tasks import Outcome, TaskScope, TaskState, Timing, UnitCancelledError
 
 VARIABLE = contextvars.ContextVar("VARIABLE")
 
@@ -167,7 +167,9 @@ async def test_a_queued_unit_that_is_cancelled_never_starts(LiteSession):
         length = len(scope)
 
     assert (True, TaskState.CANCELLED, 1, []) == (was_alive, handle.state, length, steps)
-    assert (Outcome.NONE, 0.0) == (handle.outcome, handle.timing.body)
+    assert Outcome.NONE is handle.outcome
+    timing = handle.timing
+    assert Timing(total=timing.total, queued=timing.total) == timing == handle.timing
 
 
 @pytest.mark.skipif(os.environ.get("SIT_LOOP") == "eager", reason="an eager task has begun when it exists")
@@ -360,14 +362,16 @@ async def test_a_handle_says_what_it_knows(scope):
     async def body(session):
         session.add(Item(name="a"))
         await session.commit()
+        return asyncio.current_task().get_name()
 
     handle = scope.spawn(body)
-    before = (handle.name, handle.state, handle.outcome, repr(handle))
-    await handle
+    before = (handle.name, handle.state, handle.outcome, repr(handle), handle.commits)
+    name_of_task = await handle
 
     assert "body#1" == handle.name.rpartition(".")[2]
+    assert handle.name == name_of_task
     assert (TaskState.QUEUED, Outcome.NONE) == before[1:3]
-    assert f"<TaskHandle {handle.name} queued, none>" == before[3]
+    assert (f"<TaskHandle {handle.name} queued, none>", 0) == before[3:]
     assert (TaskState.SUCCEEDED, Outcome.COMMITTED, 1) == (handle.state, handle.outcome, handle.commits)
     assert 0 < handle.timing.queued < handle.timing.total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import tracemalloc
 
@@ -314,6 +315,34 @@ async def test_a_timeout_around_a_queued_unit_gives_the_lender_its_slot_back(sco
         scope.spawn(occupant)
 
     assert 42 == handle.result().result()
+
+
+async def test_a_lender_that_has_given_up_counts_as_running(scope_of):
+    """It goes on beside the unit that has its slot; when that has ended, nobody starts until it has ended too."""
+    steps, release = [], asyncio.Event()
+
+    async def occupant(_session):
+        deadlines[0].reschedule(0)
+        await release.wait()
+
+    async def note(_session):
+        steps.append("another starts")
+
+    async def lender(_session):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await asyncio.gather(scope.spawn(occupant), scope.spawn(note))
+        release.set()
+        for _ in range(30):
+            await asyncio.sleep(0)
+        steps.append("the lender ends")
+
+    deadlines = []
+    async with scope_of() as scope:
+        scope.spawn(lender)
+
+    assert ["the lender ends", "another starts"] == steps
 
 
 async def test_a_helper_that_outlives_its_unit_waits_like_anybody(scope_of):

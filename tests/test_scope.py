@@ -413,6 +413,31 @@ async def test_cancel_with_a_failing_block_raises_both(scope_of):
     assert ["KeyError('block')", "ValueError('no')"] == [repr(error) for error in caught.value.exceptions]
 
 
+async def test_a_block_that_fails_alone_comes_out_as_it_is(scope_of):
+    """``on_failure="cancel"`` makes a group of the failures of units; without one there is nothing to group."""
+    with pytest.raises(KeyError, match="block"):
+        async with scope_of(on_failure="cancel") as scope:
+            scope.spawn(for_ever)
+            raise KeyError("block")
+
+
+async def test_a_block_that_is_cancelled_from_outside_stays_cancelled(scope_of):
+    """The scope takes back its own cancellation of the block, and no other."""
+    reached = asyncio.Event()
+
+    async def host():
+        async with scope_of(on_failure="cancel"):
+            reached.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(host())
+    await reached.wait()
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+
+
 async def test_cancel_and_a_cancellation_from_outside_goes_on(scope_of):
     """Cancelled by the scope and by somebody else, the host is still cancelled."""
 
@@ -611,6 +636,21 @@ async def test_survivors_are_reported(scope_of):
     stubborn.release.set()
     with pytest.raises(UnitCancelledError):
         await handle
+
+
+async def test_several_survivors_are_told_apart(scope_of):
+    """The text has one after the other."""
+    stubborn = Stubborn()
+    with pytest.raises(
+        ShutdownError, match=r"2 unit\(s\) .*: Stubborn\.run#1 \([^()]*\); Stubborn\.run#2 \([^()]*\)\n"
+    ):
+        async with scope_of(drain_timeout=0, cancel_timeout=0) as scope:
+            handles = [scope.spawn(stubborn.run) for _ in range(2)]
+            while {TaskState.RUNNING} != {handle.state for handle in handles}:
+                await asyncio.sleep(0)
+
+    stubborn.release.set()
+    await asyncio.gather(*handles, return_exceptions=True)
 
 
 async def test_survivors_are_noted_on_an_exception_that_is_under_way(scope_of):
@@ -823,11 +863,12 @@ async def test_a_unit_that_closes_its_scope_keeps_its_connection(scope_of, sqlit
     """The connections of those who survive are cut, and they end by that; its own row is written, without a wait."""
     monkeypatch.setattr(scope_module, "LAST_WORDS", 3600)
     cut, reached = asyncio.Event(), asyncio.Event()
-    event.listen(sqlite_engine.sync_engine.pool, "invalidate", lambda *_: cut.set())
+    event.listen(sqlite_engine.sync_engine.pool, "checkin", lambda *_: cut.set())
 
-    async def stubborn(session):
-        await session.execute(sa.text("select 1"))
-        reached.set()
+    async def stubborn(session, connects):
+        if connects:
+            await session.execute(sa.text("select 1"))
+            reached.set()
         while not cut.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await cut.wait()
@@ -840,7 +881,8 @@ async def test_a_unit_that_closes_its_scope_keeps_its_connection(scope_of, sqlit
 
     scope = scope_of(drain_timeout=0, cancel_timeout=0)
     scope.start()
-    other = scope.spawn(stubborn)
+    scope.spawn(stubborn, connects=False)
+    other = scope.spawn(stubborn, connects=True)
     handle = scope.spawn(closer)
     await handle
     await scope.aclose()
@@ -896,6 +938,31 @@ async def test_an_inner_scope_in_a_unit_may_wait_for_units_of_the_outer(scope_of
         handle = scope.spawn(outer)
 
     assert 42 == handle.result()
+
+
+async def test_a_unit_that_lent_its_slot_for_an_inner_scope_takes_it_back(scope_of):
+    """Another unit of the outer scope has the slot meanwhile: it ends before the first one goes on."""
+    steps = []
+
+    async def waits_for_outer(_session, handle):
+        await handle
+
+    async def long(_session):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        steps.append("the other unit ends")
+
+    async def outer(_session):
+        queued = scope.spawn(answer)
+        scope.spawn(long)
+        async with scope_of(name="inner", limit=1) as inner:
+            inner.spawn(waits_for_outer, queued)
+        steps.append("the first goes on")
+
+    async with scope_of(limit=1) as scope:
+        scope.spawn(outer)
+
+    assert ["the other unit ends", "the first goes on"] == steps
 
 
 async def test_a_unit_that_leaves_an_inner_scope_keeps_its_slot(scope_of):

@@ -808,20 +808,21 @@ async def test_past_its_patience_a_unit_ends_with_an_unknown_outcome(engine, mon
     assert (expected, 0) == (unit.outcome, engine.pool.checkedout())
 
 
-async def test_a_commit_whose_connection_was_cut_is_a_cancellation(sqlite_engine):
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_commit_whose_connection_was_cut_is_a_cancellation_if_one_was_asked_for(sqlite_engine, asked):
     """The unit was to end, and its connection was given up: the driver's error is not what became of it."""
 
     class Cut(AsyncSession):
         async def commit(self):
-            unit.cancel_requested = True
+            unit.cancel_requested = asked
             await unit.abandon()
             raise DBAPIError("commit", None, Exception("the connection was cut"))
 
     unit = unit_of(sessionmaker(sqlite_engine, class_=Cut), write_and_flush)
-    with pytest.raises(asyncio.CancelledError) as caught:
+    with pytest.raises(asyncio.CancelledError if asked else DBAPIError) as caught:
         await unit.run()
 
-    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert asked == isinstance(caught.value.__cause__, DBAPIError)
     assert Outcome.UNKNOWN is unit.outcome
 
 
