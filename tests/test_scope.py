@@ -413,6 +413,18 @@ async def test_cancel_with_a_failing_block_raises_both(scope_of):
     assert ["KeyError('block')", "ValueError('no')"] == [repr(error) for error in caught.value.exceptions]
 
 
+async def test_a_block_that_raises_the_failure_itself_raises_it_once(scope_of):
+    """What the block is left with is not put into a group with itself."""
+    with pytest.raises(ValueError, match="no") as caught:
+        async with scope_of(on_failure="cancel") as scope:
+            handle = scope.spawn(fail)
+            with contextlib.suppress(asyncio.CancelledError):
+                await handle
+            handle.result()
+
+    assert not hasattr(caught.value, "__notes__")
+
+
 async def test_a_block_that_fails_alone_comes_out_as_it_is(scope_of):
     """``on_failure="cancel"`` makes a group of the failures of units; without one there is nothing to group."""
     with pytest.raises(KeyError, match="block"):
@@ -859,6 +871,27 @@ async def test_a_unit_that_closes_its_scope_is_not_cancelled_by_it(scope_of):
     assert ("closed", TaskState.CANCELLED) == (result, other.state)
 
 
+async def test_a_unit_that_closes_its_scope_does_not_report_itself(scope_of):
+    """Among those who survive their cancellation is nobody that was not cancelled."""
+    stubborn = Stubborn()
+
+    async def closer(_session):
+        await stubborn.reached.wait()
+        await scope.aclose()
+
+    scope = scope_of(drain_timeout=0, cancel_timeout=0)
+    scope.start()
+    other = scope.spawn(stubborn.run)
+    with pytest.raises(ShutdownError) as caught:
+        await scope.spawn(closer)
+    stubborn.release.set()
+    with pytest.raises(UnitCancelledError):
+        await other
+    await scope.aclose()
+
+    assert ["Stubborn.run#1"] == [survivor.name for survivor in caught.value.survivors]
+
+
 async def test_a_unit_that_closes_its_scope_keeps_its_connection(scope_of, sqlite_engine, names_in_table, monkeypatch):
     """The connections of those who survive are cut, and they end by that; its own row is written, without a wait."""
     monkeypatch.setattr(scope_module, "LAST_WORDS", 3600)
@@ -994,6 +1027,43 @@ async def test_two_units_that_drain_do_not_wait_for_each_other(scope_of):
         handles = [scope.spawn(drainer) for _ in range(2)]
 
     assert ["drained"] * 2 == [handle.result() for handle in handles]
+
+
+async def test_a_helper_whose_unit_has_ended_drains_like_anybody(scope_of):
+    """It waits for units that drain too, and nobody takes its unit for one that is still to end."""
+    gate, steps = Gate(), []
+
+    async def helper():
+        await scope.drain()
+        steps.append("helper")
+
+    async def unit(_session):
+        helpers.append(asyncio.create_task(helper()))
+        await asyncio.sleep(0)
+
+    async def drainer(_session):
+        await scope.drain()
+        steps.append("drainer")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        steps.append("drainer ends")
+
+    async def other(_session):
+        await gate.pass_through()
+        steps.append("other")
+
+    helpers = []
+    async with scope_of() as scope:
+        for body in (other, unit, drainer):
+            scope.spawn(body)
+        while len(scope) > 2:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        gate.opened.set()
+        await helpers[0]
+
+    assert ["other", "drainer", "drainer ends", "helper"] == steps
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -536,18 +536,27 @@ async def test_a_session_in_a_transaction_after_its_commit_is_closed_with_io(Lit
     assert 0 == sqlite_engine.pool.checkedout()
 
 
-async def test_a_coroutine_that_is_collected_does_no_io(LiteSession):
-    """The loop is gone and the coroutine is closed: it ends without awaiting anything."""
+async def test_a_coroutine_that_is_collected_does_no_io(sqlite_engine):
+    """The loop is gone and the coroutine is closed: it ends without awaiting anything, be it a rollback."""
+    calls = []
 
-    async def body(_session):
+    class Noting(AsyncSession):
+        async def rollback(self):
+            calls.append("rollback")
+
+        async def close(self):
+            calls.append("close")
+
+    async def body(session):
+        await session.begin()
         await asyncio.Event().wait()
 
-    coroutine = unit_of(LiteSession, body).run()
+    coroutine = unit_of(sessionmaker(sqlite_engine, class_=Noting), body).run()
     coroutine.send(None)
 
     await asyncio.to_thread(coroutine.close)
 
-    assert coroutine.cr_frame is None
+    assert (None, []) == (coroutine.cr_frame, calls)
 
 
 @pytest.mark.parametrize("managed", [False, True])
