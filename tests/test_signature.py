@@ -471,6 +471,16 @@ async def test_what_hides_in_a_plain_function_is_refused(LiteSession):
         assert await scope.spawn(innocent) is None
 
 
+@pytest.mark.parametrize("method", ["commit", "execute"])
+async def test_a_method_of_a_session_is_a_session_that_was_passed(LiteSession, method):
+    """Whether it has parameters or not: that none of them is a session is not what is wrong with it."""
+    async with LiteSession() as session, TaskScope(LiteSession, name="t") as scope:
+        with pytest.raises(SessionPassedError):
+            scope.spawn(getattr(session, method))
+        with pytest.raises(TypeError):
+            scope.options(guard="off").spawn(getattr(session, method))
+
+
 # Helpers.
 
 
