@@ -477,8 +477,6 @@ async def test_a_method_of_a_session_is_a_session_that_was_passed(LiteSession, m
     async with LiteSession() as session, TaskScope(LiteSession, name="t") as scope:
         with pytest.raises(SessionPassedError):
             scope.spawn(getattr(session, method))
-        with pytest.raises(TypeError):
-            scope.options(guard="off").spawn(getattr(session, method))
 
 
 # Helpers.
