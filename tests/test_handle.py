@@ -280,6 +280,18 @@ async def test_a_task_that_is_cancelled_from_outside_is_a_cancelled_unit(scope):
     assert ("its task was cancelled", TaskState.CANCELLED) == (handle.exception().reason, handle.state)
 
 
+async def test_a_task_that_is_cancelled_from_outside_before_its_first_step_is_a_cancelled_unit(scope):
+    """The body was never entered, and nobody had asked the handle: that is no success."""
+    before = asyncio.all_tasks()
+    handle = scope.spawn(answer)
+    await asyncio.sleep(0)
+    (task,) = asyncio.all_tasks() - before
+    task.cancel()
+    await scope.drain()
+
+    assert ("its task was cancelled", TaskState.CANCELLED) == (handle.exception().reason, handle.state)
+
+
 async def test_a_unit_cannot_await_itself(scope):
     """It would wait for ever, so it is told at once."""
 

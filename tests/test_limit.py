@@ -317,7 +317,8 @@ async def test_a_timeout_around_a_queued_unit_gives_the_lender_its_slot_back(sco
     assert 42 == handle.result().result()
 
 
-async def test_a_lender_that_has_given_up_counts_as_running(scope_of):
+@pytest.mark.parametrize("drains", [False, True])
+async def test_a_lender_that_has_given_up_counts_as_running(scope_of, drains):
     """It goes on beside the unit that has its slot; when that has ended, nobody starts until it has ended too."""
     steps, release = [], asyncio.Event()
 
@@ -332,7 +333,8 @@ async def test_a_lender_that_has_given_up_counts_as_running(scope_of):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as deadline:
                 deadlines.append(deadline)
-                await asyncio.gather(scope.spawn(occupant), scope.spawn(note))
+                handles = [scope.spawn(occupant), scope.spawn(note)]
+                await (scope.drain() if drains else asyncio.gather(*handles))
         release.set()
         for _ in range(30):
             await asyncio.sleep(0)

@@ -583,8 +583,9 @@ async def test_others_may_not_spawn_while_a_scope_is_being_left(scope_of):
     await closing
 
 
+@pytest.mark.parametrize("isolated", [False, True])
 @pytest.mark.parametrize("state", ["not started", "closed"])
-async def test_spawning_on_a_scope_that_is_not_open_is_refused(scope_of, state):
+async def test_spawning_on_a_scope_that_is_not_open_is_refused(scope_of, LiteSession, state, isolated):
     """Before its start and after its end a scope takes no unit, and says which."""
     scope = scope_of()
     if state == "closed":
@@ -592,7 +593,7 @@ async def test_spawning_on_a_scope_that_is_not_open_is_refused(scope_of, state):
             pass
 
     with pytest.raises(ScopeClosedError, match=f"answer was spawned in scope t, which is {state}\n") as caught:
-        scope.spawn(answer)
+        scope.spawn(isolated_session(LiteSession)(answer) if isolated else answer)
 
     assert "async with TaskScope(Session, name='t') as scope: scope.spawn(answer, ...)" == caught.value.cure
 
@@ -869,6 +870,19 @@ async def test_a_unit_that_closes_its_scope_is_not_cancelled_by_it(scope_of):
     await scope.aclose()
 
     assert ("closed", TaskState.CANCELLED) == (result, other.state)
+
+
+async def test_a_unit_that_has_closed_its_scope_may_still_spawn(scope_of):
+    """The others have ended, so nothing was cancelled; the scope is being left until this unit has ended too."""
+
+    async def closer(_session):
+        await scope.aclose()
+        return await scope.spawn(answer)
+
+    async with scope_of() as scope:
+        handle = scope.spawn(closer)
+
+    assert 42 == handle.result()
 
 
 async def test_a_unit_that_closes_its_scope_does_not_report_itself(scope_of):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import warnings
 from collections import deque
+from types import TracebackType
 
 import anyio
 import pytest
@@ -536,6 +537,24 @@ async def test_a_session_in_a_transaction_after_its_commit_is_closed_with_io(Lit
     assert 0 == sqlite_engine.pool.checkedout()
 
 
+async def test_a_close_of_the_users_own_may_do_io(sqlite_engine):
+    """A synchronous session class with a ``close()`` that reads: it has a greenlet, though no transaction is open."""
+    closed = []
+
+    class Reading(SyncSession):
+        def close(self):
+            closed.append(self.execute(sa.text("select 1")).scalar())
+            super().close()
+
+    async def body(session):
+        return isinstance(session.sync_session, Reading)
+
+    unit = unit_of(lambda: AsyncSession(sqlite_engine, sync_session_class=Reading), body)
+
+    assert await unit.run()
+    assert [1] == closed
+
+
 async def test_a_coroutine_that_is_collected_does_no_io(sqlite_engine):
     """The loop is gone and the coroutine is closed: it ends without awaiting anything, be it a rollback."""
     calls = []
@@ -649,6 +668,30 @@ async def test_a_context_manager_sees_the_error_of_the_body(engine, Session, nam
     assert [] == await names_in_table(engine)
     assert [caught.value] == seen
     assert Outcome.ROLLED_BACK is unit.outcome
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_context_manager_is_exited_as_by_a_with_statement(LiteSession, fails):
+    """With the type, the exception and its traceback; with three times None if there was none."""
+    exits = []
+    error = ValueError("no")
+
+    class Manager:
+        async def __aenter__(self):
+            return LiteSession()
+
+        async def __aexit__(self, *details):
+            exits.append(details)
+
+    async def body(_session):
+        if fails:
+            raise error
+
+    with contextlib.suppress(ValueError):
+        await unit_of(Manager, body).run()
+
+    assert [(ValueError, error, exits[0][2]) if fails else (None, None, None)] == exits
+    assert fails == isinstance(exits[0][2], TracebackType)
 
 
 @pytest.mark.parametrize(
@@ -817,21 +860,35 @@ async def test_past_its_patience_a_unit_ends_with_an_unknown_outcome(engine, mon
     assert (expected, 0) == (unit.outcome, engine.pool.checkedout())
 
 
-@pytest.mark.parametrize("asked", [True, False])
-async def test_a_commit_whose_connection_was_cut_is_a_cancellation_if_one_was_asked_for(sqlite_engine, asked):
+class Odd(BaseException):
+    """Past every ``except Exception``."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "expected"),
+    [
+        (True, DBAPIError("commit", None, Exception("the connection was cut")), asyncio.CancelledError),
+        (False, DBAPIError("commit", None, Exception("the connection was cut")), DBAPIError),
+        (True, Odd(), Odd),
+    ],
+    ids=["asked for", "not asked for", "no error of the driver"],
+)
+async def test_a_commit_whose_connection_was_cut_is_a_cancellation_if_one_was_asked_for(
+    sqlite_engine, asked, error, expected
+):
     """The unit was to end, and its connection was given up: the driver's error is not what became of it."""
 
     class Cut(AsyncSession):
         async def commit(self):
             unit.cancel_requested = asked
             await unit.abandon()
-            raise DBAPIError("commit", None, Exception("the connection was cut"))
+            raise error
 
     unit = unit_of(sessionmaker(sqlite_engine, class_=Cut), write_and_flush)
-    with pytest.raises(asyncio.CancelledError if asked else DBAPIError) as caught:
+    with pytest.raises(expected) as caught:
         await unit.run()
 
-    assert asked == isinstance(caught.value.__cause__, DBAPIError)
+    assert error is (caught.value.__cause__ if expected is asyncio.CancelledError else caught.value)
     assert Outcome.UNKNOWN is unit.outcome
 
 
