@@ -435,19 +435,52 @@ async def test_a_block_that_fails_alone_comes_out_as_it_is(scope_of):
 
 async def test_a_block_that_is_cancelled_from_outside_stays_cancelled(scope_of):
     """The scope takes back its own cancellation of the block, and no other."""
-    reached = asyncio.Event()
+    reached, left = asyncio.Event(), []
 
     async def host():
-        async with scope_of(on_failure="cancel"):
-            reached.set()
-            await asyncio.Event().wait()
+        try:
+            async with scope_of(on_failure="cancel"):
+                reached.set()
+                await asyncio.Event().wait()
+        finally:
+            left.append(asyncio.current_task().cancelling())
 
     task = asyncio.create_task(host())
     await reached.wait()
     task.cancel()
     await asyncio.wait([task])
 
-    assert task.cancelled()
+    assert (True, [1]) == (task.cancelled(), left)
+
+
+async def test_cancel_without_a_block_cancels_the_rest(scope_of, loop_errors):
+    """A scope that was started by ``start()`` has no block to cancel; the group comes out of ``aclose()``."""
+    scope = scope_of(on_failure="cancel")
+    scope.start()
+    sibling = scope.spawn(for_ever)
+    await _settled(scope.spawn(fail))
+    with pytest.raises(ExceptionGroup) as caught:
+        await scope.aclose()
+
+    assert (["no"], TaskState.CANCELLED) == ([str(error) for error in caught.value.exceptions], sibling.state)
+    assert [] == loop_errors
+
+
+class Odd(BaseException):
+    """Past every ``except Exception``."""
+
+
+async def test_an_exception_past_every_handler_is_a_failure_like_any_other(scope_of, loop_errors):
+    """It is in the handle; it is none of those that end the program, so the loop is not told."""
+
+    async def body(_session):
+        raise Odd
+
+    async with scope_of() as scope:
+        handle = scope.spawn(body)
+
+    assert (TaskState.FAILED, Odd) == (handle.state, type(handle.exception()))
+    assert [] == loop_errors
 
 
 async def test_cancel_and_a_cancellation_from_outside_goes_on(scope_of):
@@ -919,6 +952,8 @@ async def test_a_unit_that_closes_its_scope_keeps_its_connection(scope_of, sqlit
         while not cut.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await cut.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
 
     async def closer(session):
         await reached.wait()
