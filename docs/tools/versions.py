@@ -69,8 +69,9 @@ def page_of(runs: list[dict[str, Any]]) -> str:
             for reason, count in sorted(run["reasons"].items(), key=lambda pair: -pair[1])
         ),
     )
+    packages = ", ".join(sorted({run["package"] for run in runs}))
     return (
-        f"{HEAD}## Test runs\n\nNo test failed in any of them.\n\n{all_runs}\n\n"
+        f"{HEAD}## Test runs\n\nOf version {packages}. No test failed in any of them.\n\n{all_runs}\n\n"
         "## Databases and drivers\n\nThe tests of a run that use that database by that driver.\n\n"
         f"{databases}\n\n## What was skipped, and why\n\n{reasons}\n"
     )
