@@ -46,6 +46,14 @@ def test_every_page_is_in_the_contents(page):
     assert page.stem == "index" or re.search(rf"^{page.stem}$", index, re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_opens_with_when_to_read_it(page):
+    """A reader decides in the first lines; pages that only include a file of the root have the opening there."""
+    lines = page.read_text().splitlines()
+
+    assert lines[0].startswith("```{include}") or any(re.match("When to (use|read)", line) for line in lines[:6])
+
+
 def test_every_public_name_is_on_the_page_of_names():
     """No more, and no less."""
     page = (ROOT / "docs" / "api.md").read_text()
