@@ -77,11 +77,12 @@ async def test_intake_stops_first(LiteSession):
 
 async def test_what_is_cancelled_is_awaited(Session, engine, names_in_table):
     """Past *drain_timeout* the unit is cancelled, rolls back and cleans up, and only then is the scope left."""
-    steps = []
+    written, steps = asyncio.Event(), []
 
     async def hang(session):
         session.add(Item(name="a"))
         await session.flush()
+        written.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -90,6 +91,7 @@ async def test_what_is_cancelled_is_awaited(Session, engine, names_in_table):
 
     async with TaskScope(Session, name="c43", drain_timeout=0.05) as scope:
         handle = scope.spawn(hang)
+        await written.wait()
     await engine.dispose()
 
     assert (["cleaned up"], TaskState.CANCELLED, Outcome.ROLLED_BACK) == (steps, handle.state, handle.outcome)
