@@ -23,10 +23,11 @@ class Plan:
     large_rounds: int
     endurance: int
     import_pairs: int
+    watch_pairs: int
 
 
 _CONTAINERS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
-FULL = Plan(100, 200, 50, 100, _CONTAINERS, 100_000, SIZES, 3, 10_000, 5, 1_000_000, 40)
-QUICK = Plan(25, 200, 50, 20, _CONTAINERS[:5], 10_000, SIZES[:4], 1, 500, 3, 50_000, 8)
-TINY = Plan(2, 2, 2, 1, (10, 20), 200, (20, 40), 1, 3, 1, 200, 1)
+FULL = Plan(100, 200, 50, 100, _CONTAINERS, 100_000, SIZES, 3, 10_000, 5, 1_000_000, 40, 7)
+QUICK = Plan(25, 200, 50, 20, _CONTAINERS[:5], 10_000, SIZES[:4], 1, 500, 3, 50_000, 8, 3)
+TINY = Plan(2, 2, 2, 1, (10, 20), 200, (20, 40), 1, 3, 1, 200, 1, 1)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
-from benchmarks import endurance, guard, imports, machine, peers, scale
+from benchmarks import endurance, guard, imports, machine, peers, scale, watching
 from benchmarks.contenders import BOUNDED, BY_HAND, FLOOR, LEAN, OURS, UNBOUNDED, Contender
 from benchmarks.plan import Plan
-from benchmarks.rounds import Measured, measure
+from benchmarks.rounds import Measured, check, measure
 from benchmarks.setup import Setup
 from benchmarks.workloads import insert, nothing, select_one
 
@@ -52,6 +52,7 @@ class Results:
     endurance: int
     resident: list[float]
     imported: float
+    watched: float
 
     @property
     def peers(self) -> list[str]:
@@ -114,6 +115,8 @@ async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], Non
         resident = endurance.in_a_new_process(plan.endurance)
     with _timed("imports", tell):
         imported = imports.milliseconds(plan.import_pairs)
+    with _timed("watching", tell):
+        watched = watching.ratio(setup.engine.url.render_as_string(hide_password=False), plan.watch_pairs)
     return Results(
         cpu=machine.cpu(),
         versions=await machine.versions(setup),
@@ -131,6 +134,7 @@ async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], Non
         endurance=plan.endurance,
         resident=resident,
         imported=imported,
+        watched=watched,
     )
 
 
@@ -140,7 +144,7 @@ async def _working(contenders: Mapping[str, Contender], setup: Setup) -> tuple[d
     failed: dict[str, str] = {}
     for name, contender in contenders.items():
         try:
-            await measure({name: contender}, setup, insert, count=1, rounds=1)
+            await check(name, contender, setup)
         except Exception as error:
             if name in BOUNDED or name in UNBOUNDED:
                 raise

@@ -63,8 +63,7 @@ async def measure(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in contenders}
     async with _started(contenders, setup) as batches:
-        for name, batch in batches.items():
-            await _check(name, batch, setup)
+        for batch in batches.values():
             await batch(body, min(count, 100))  # warm: connections are open, caches are filled
         gc.freeze()  # what is there by now, mostly modules, is not looked at again and again
         for _ in range(rounds):
@@ -84,12 +83,18 @@ async def _started(contenders: Mapping[str, Contender], setup: Setup) -> AsyncIt
         yield {name: await stack.enter_async_context(contender(setup)) for name, contender in contenders.items()}
 
 
-async def _check(name: str, batch: Batch, setup: Setup) -> None:
-    """Who does not do the work is not measured: every unit has to have committed its row when the batch ends."""
+async def check(name: str, contender: Contender, setup: Setup) -> None:
+    """
+    Who does not do the work is not measured: every unit has to have committed its row when the batch ends.
+
+    Raises:
+        RuntimeError: rows are missing.
+    """
     count = 2 * setup.slots + 1
     async with setup.Session() as session:
         before = await rows_written(session)
-    await batch(insert, count)
+    async with contender(setup) as batch:
+        await batch(insert, count)
     async with setup.Session() as session:
         written = await rows_written(session) - before
     if written != count:

@@ -45,13 +45,13 @@ def sqlite(directory: str) -> URL:
 
 
 @contextlib.asynccontextmanager
-async def connected(url: URL) -> AsyncIterator[Setup]:
+async def connected(url: URL | str) -> AsyncIterator[Setup]:
     """An engine with empty tables, which are dropped in the end."""
     # Without overflow: its connections are opened for one unit and closed again, and that is all one would measure.
     engine = create_async_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=600)
     try:
         await _recreate(engine)
-        slots = 1 if url.get_backend_name() == "sqlite" else POOL_SIZE
+        slots = 1 if engine.dialect.name == "sqlite" else POOL_SIZE
         yield Setup(engine, async_sessionmaker(engine, expire_on_commit=False), slots)
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.drop_all)

@@ -14,9 +14,9 @@ if SQLALCHEMY < (2, 0):
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import guard, page, peers, plan, results, setup, workloads
+from benchmarks import endurance, guard, imports, page, peers, plan, results, setup, watching, workloads
 from benchmarks.contenders import BOUNDED, BY_HAND, OURS, UNBOUNDED
-from benchmarks.rounds import Measured, measure
+from benchmarks.rounds import Measured, check, measure
 
 NAMES = [*BOUNDED, *UNBOUNDED, *peers.NAMES]
 
@@ -29,12 +29,13 @@ async def connected(asyncpg):
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_contender_does_the_work(name, connected):
-    """Each writes the rows of its units before its batch ends, or `measure` raises."""
+    """Each writes the rows of its units before its batch ends, or `check` raises."""
     if name in peers.missing():
         pytest.skip("not installed; `nox -s bench` has it")
     contenders = BOUNDED | UNBOUNDED | peers.installed()
 
-    measured = await measure({name: contenders[name]}, connected, workloads.insert, count=3, rounds=2)
+    await check(name, contenders[name], connected)
+    measured = await measure({name: contenders[name]}, connected, workloads.nothing, count=3, rounds=2)
 
     assert len(measured.seconds[name]) == 2
 
@@ -48,16 +49,20 @@ async def test_who_does_not_do_the_work_is_not_measured(connected):
             yield lambda body, count: batch(body, count - 1)
 
     with pytest.raises(RuntimeError, match="lazy: 20 of 21 units have committed"):
-        await measure({"lazy": lazy}, connected, workloads.nothing, count=3, rounds=1)
+        await check("lazy", lazy, connected)
 
 
-async def test_the_whole_run_gives_the_page(connected):
-    """Every part runs, on the smallest plan; the page has a line for each target and each contender."""
+async def test_the_whole_run_gives_the_page(connected, monkeypatch):
+    """Every part runs, on the smallest plan, without peers and new processes; the page has targets and contenders."""
+    monkeypatch.setattr(peers, "installed", dict)
+    monkeypatch.setattr(endurance, "in_a_new_process", lambda _units: [1.0] * 10)
+    monkeypatch.setattr(imports, "milliseconds", lambda _pairs: 1.0)
+    monkeypatch.setattr(watching, "ratio", lambda _url, _pairs: 1.0)
     async with setup.connected_to_sqlite() as sqlite:
         found = await results.run(plan.TINY, connected, sqlite, lambda _: None)
-    text = page.text(found)
+    text = page.text(found, "nox -s bench")
 
-    assert all(f"| {name} |" in text for name in [*BOUNDED, *UNBOUNDED, *peers.installed()])
+    assert all(f"| {name} |" in text for name in [*BOUNDED, *UNBOUNDED])
     assert all(f"| {target.text} |" in text for target in found.targets())
     assert all(f"Left out: {name}" in text for name in peers.missing())
 
@@ -74,3 +79,12 @@ def test_the_guard_is_bounded():
     (_, _, small), (_, _, large) = guard.containers((guard.bound(), 20 * guard.bound()), repeat=3)
 
     assert large < 5 * small
+
+
+async def test_what_runs_in_new_processes(asyncpg):
+    """Here in this one."""
+    samples = await endurance.resident_while(20)
+    seconds = await watching.cpu_seconds(asyncpg.url.render_as_string(hide_password=False), watched=True, rounds=1)
+
+    assert len(samples) == 10
+    assert seconds > 0
