@@ -72,7 +72,7 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield "scope, compared with one that has none: the median of pairs of new processes."
     yield from ["", "## Import", ""]
     yield f"{results.imported:.1f} ms over `import sqlalchemy.ext.asyncio`: the median of the differences of pairs of"
-    yield "new processes. Alone: `python -m benchmarks --only imports`."
+    yield "new processes, in time of the processor. Alone: `python -m benchmarks --only imports`."
 
 
 _SOURCE = "../benchmarks/"
