@@ -300,6 +300,11 @@ class Unit(Generic[R]):
         session, record = self._session, self._record
         if session is not None and record is not None and record.begun:
             self._abandoned = True
+            if record.is_cut_at_once:
+                # In a greenlet SQLAlchemy would leave a task behind that waits for the thread, and `asyncio.run` would
+                # wait for the task: test_leaving.py::test_a_program_whose_unit_was_cut_off.
+                record.cut_connections()
+                return
             # In a greenlet, so that a driver which closes its connections by a coroutine can do so.
             await session.run_sync(lambda _: record.cut_connections())
 

@@ -145,6 +145,12 @@ class Record:
         for connection in self.connections:
             _interrupt(connection)
 
+    @property
+    def is_cut_at_once(self) -> bool:
+        """Whether nothing has to be awaited, nor should be: the thread of SQLite's connection may never answer."""
+        dialects = [connection.dialect for connection in self.connections]
+        return all(dialect.name == "sqlite" and getattr(dialect, "has_terminate", False) for dialect in dialects)
+
     def cut_connections(self) -> None:
         connections, self.connections = self.connections, []
         for connection in connections:
