@@ -195,7 +195,11 @@ async def main(units):
     ):
         logger.addHandler(handler)
         engine = create_async_engine(
-            f"sqlite+aiosqlite:///{directory}/soak.db", poolclass=AsyncAdaptedQueuePool, pool_size=5
+            f"sqlite+aiosqlite:///{directory}/soak.db",
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=5,
+            # Many write at once, and SQLite is not fair: one of them may wait for long.
+            connect_args={"timeout": 600},
         )
         await reset(engine)
         report = await soak(engine, units, tell=print)

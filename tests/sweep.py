@@ -1,20 +1,29 @@
 """
 Cancels a unit at every suspension point, one after the other, and looks at what is left.
 
-``python tests/sweep.py`` prints the table of docs/cancellation.md for the SQLAlchemy that is installed; the tests run
-the same sweep. A point is clean if the pool has all its connections back, no task is left, the recorded outcome agrees
-with the table, both rows of the unit are there or none, and the next unit writes the same table at once.
+``python tests/sweep.py`` prints the column of docs/cancellation.md for the SQLAlchemy that is installed, and exits with
+1 if it is not clean; the tests run the same sweep. A point is clean if the pool has all its connections back, no task
+is left, the server is in no transaction, the recorded outcome agrees with the table, both rows of the unit are there or
+none, and the next unit writes the same table at once.
+
+``python tests/sweep.py --time 150`` sweeps in time instead: so many moments, evenly spread over what the unit takes.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import collections.abc
 import contextlib
+import logging
+import statistics
+import sys
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import anyio
 import sqlalchemy as sa
+from at_rest import Server
 from support import Item
 
 from sa_isolated_tasks import Outcome, TaskScope, TaskState, UnitCancelledError, isolated_session
@@ -65,6 +74,43 @@ class Points:
             coroutine = Stepping(coroutine, self.suspended)
         return asyncio.Task(coroutine, loop=loop, **options)
 
+    @property
+    def was_reached(self):
+        return self.seen >= self.at
+
+
+class Moment:
+    """The same, for a moment in time: *strike* is called so many seconds after the unit was spawned."""
+
+    task_factory = None
+
+    def __init__(self, seconds):
+        self.strike = None
+        self.was_reached = False
+        self._seconds = seconds
+        self._armed = False
+
+    @property
+    def armed(self):
+        return self._armed
+
+    @armed.setter
+    def armed(self, value):
+        if value and not self._armed:
+            asyncio.get_running_loop().call_later(self._seconds, self._come)
+        self._armed = value
+
+    def _come(self):
+        if self._armed and self.strike is None:  # the unit has yet to begin
+            asyncio.get_running_loop().call_soon(self._come)
+        elif self._armed:
+            self.was_reached = True
+            self.strike()
+
+
+LEAST = 6
+"""Points that a sweep has to reach: with fewer it has not swept, whatever it has found."""
+
 
 @dataclass
 class Report:
@@ -76,6 +122,15 @@ class Report:
     @property
     def clean(self):
         return self.reached - len({point for point, _ in self.problems})
+
+    @property
+    def findings(self):
+        """What is wrong: the problems, or that there was not enough to find one in."""
+        few = [] if self.reached >= LEAST else [f"only {self.reached} points were reached"]
+        return few + self.problems
+
+    def __str__(self):
+        return f"{self.clean}/{self.reached}"
 
 
 async def two_rows(session, name):
@@ -102,7 +157,28 @@ async def two_rows_streamed(session, name):
         pass
 
 
-BODIES = {"plain": two_rows, "commits": two_rows_committed, "streams": two_rows_streamed}
+async def two_rows_in_tasks(session, name):
+    """The same in tasks of the body's own, one after the other, the second in a group."""
+
+    async def first():
+        session.add(Item(name=f"{name}-1"))
+        await session.flush()
+
+    async def second():
+        session.add(Item(name=f"{name}-2"))
+        await session.flush()
+
+    await asyncio.create_task(first())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(second())
+
+
+BODIES = {
+    "plain": two_rows,
+    "commits": two_rows_committed,
+    "streams": two_rows_streamed,
+    "tasks": two_rows_in_tasks,
+}
 KINDS = ("handle", "twice", "scope", "timeout outside", "timeout inside", "anyio")
 
 
@@ -113,20 +189,52 @@ async def sweep(engine, session_maker, kind, body=two_rows, *, cold=False, point
     *cold*: with no connection in the pool, so that connecting is a part of what is swept.
     """
     report = Report()
-    for at in range(1, points):
-        if cold:
-            await engine.dispose()
-        struck = await strike_at(engine, session_maker, kind, body, at, report)
-        if not struck:
-            break
-        report.reached += 1
+    async with Server(engine) as server:
+        for at in range(1, points):
+            if cold:
+                await engine.dispose()
+            point = Points(at)
+            await strike_at(engine, session_maker, server, kind, body, (at, point), report)
+            if not point.was_reached:
+                break
+            report.reached += 1
     return report
 
 
-async def strike_at(engine, session_maker, kind, body, at, report):
+async def sweep_in_time(engine, session_maker, kind, moments, body=two_rows):
+    """
+    Strikes at *moments* moments, evenly spread over the time that the unit takes.
+
+    That time varies: the moments that come too late are tried again, with the time as it is then.
+    """
+    report, left = Report(), range(moments)
+    async with Server(engine) as server:
+        for turn in range(3):
+            seconds = await seconds_of(session_maker, kind, body, turn)
+            late = []
+            for number in left:
+                moment = Moment(seconds * (number + 0.5) / moments)
+                await strike_at(engine, session_maker, server, kind, body, (f"t{turn}-{number}", moment), report)
+                report.reached += moment.was_reached
+                late += [] if moment.was_reached else [number]
+            left = late
+    return report
+
+
+async def seconds_of(session_maker, kind, body, turn):
+    """What a unit that is left alone takes, from its spawn on."""
+    taken = []
+    for number in range(11):
+        started = perf_counter()
+        await RUNS[kind](session_maker, body, f"{kind}-alone-{turn}-{number}", Points(0))
+        taken.append(perf_counter() - started)
+    return statistics.median(taken)
+
+
+async def strike_at(engine, session_maker, server, kind, body, where, report):
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
-    points = Points(at)
+    at, points = where
     loop.set_task_factory(points.task_factory)
     name = f"{kind}-{at}"
 
@@ -137,10 +245,9 @@ async def strike_at(engine, session_maker, kind, body, at, report):
         outcome, ended = await RUNS[kind](session_maker, body, name, points)
     except sa.exc.OperationalError as error:
         problem(f"the unit itself failed: {error}")
-        return True
+        return
     finally:
         loop.set_task_factory(None)
-    struck = points.seen >= at
 
     for _ in range(3):
         await asyncio.sleep(0)
@@ -148,6 +255,9 @@ async def strike_at(engine, session_maker, kind, body, at, report):
         problem(f"tasks are left: {asyncio.all_tasks() - before}")
     if engine.pool.checkedout():
         problem(engine.pool.status())
+    transactions = await server.at_rest()
+    if transactions:
+        problem(f"in a transaction: {transactions}")
     try:
         async with TaskScope(session_maker, name="next", limit=1) as scope:
             await scope.spawn(two_rows, f"next-{name}")
@@ -159,7 +269,6 @@ async def strike_at(engine, session_maker, kind, body, at, report):
         problem(f"half of the rows: {rows}")
     if (outcome is Outcome.COMMITTED) != (len(rows) == 2):
         problem(f"{ended} with outcome {outcome}, but {len(rows)} rows")
-    return struck
 
 
 async def by_handle(session_maker, body, name, points, times=1):
@@ -241,8 +350,6 @@ class Recorder:
     """A decorated call has no handle: its end is read from the log."""
 
     def __enter__(self):
-        import logging
-
         self.outcome, self.state = Outcome.NONE, None
         self.logger = logging.getLogger("sa_isolated_tasks")
         self.handler = logging.Handler()
@@ -287,8 +394,8 @@ RUNS = {
 }
 
 
-async def table(databases):
-    """One line for each driver and kind: points swept, points clean."""
+async def table(databases, run):
+    """One report for each driver and kind."""
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
     from support import reset, session_maker
@@ -300,21 +407,36 @@ async def table(databases):
                 database.url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=1, connect_args=arguments
             )
             await reset(engine)
-            report = await sweep(engine, session_maker(engine), kind)
+            yield database.name, kind, await run(engine, session_maker(engine), kind)
             await engine.dispose()
-            yield database.name, kind, report
 
 
-async def main():
+async def main(moments, body):
     from databases import NAMES, Databases
 
-    found = Databases()
+    async def run(engine, session_maker, kind):
+        if moments:
+            return await sweep_in_time(engine, session_maker, kind, moments, BODIES[body])
+        return await sweep(engine, session_maker, kind, BODIES[body])
+
+    # The failures of units are meant.
+    logging.getLogger("sa_isolated_tasks").addHandler(logging.NullHandler())
+    logging.getLogger("sa_isolated_tasks").propagate = False
+    found, findings = Databases(), []
     databases = [database for database in map(found.get, NAMES) if database.url is not None]
-    print(f"SQLAlchemy {sa.__version__}\n\n| driver | cancelled by | points | clean |\n|---|---|---|---|")
-    async for name, kind, report in table(databases):
-        print(f"| {name} | {kind} | {report.reached} | {report.clean} |")
+    print(f"| driver, cancelled by | SQLAlchemy {sa.__version__} |\n|---|---|")
+    async for name, kind, report in table(databases, run):
+        print(f"| {name}, {kind} | {report} |", flush=True)
+        findings += [f"{name}, {kind}: {finding}" for finding in report.findings]
     found.close()
+    for finding in findings:
+        print(finding)
+    return bool(findings)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--time", type=int, metavar="MOMENTS", help="sweep in time, over so many moments")
+    parser.add_argument("--body", choices=BODIES, default="plain", help="the unit's; see there")
+    given = parser.parse_args()
+    sys.exit(asyncio.run(main(given.time, given.body)))
