@@ -920,3 +920,34 @@ async def test_a_handle_is_awaited_after_a_parent_whose_task_has_ended(lite_scop
     await parent.close()
 
     assert 42 == await waiter
+
+
+async def test_units_of_savepoints_keep_the_order_of_their_registration(LiteSession):
+    """In the root, in a savepoint, in one inside of it, in the root again: released by one commit, one by one."""
+    order = []
+
+    async def body(_session, number):
+        order.append(number)
+
+    async with TaskScope(LiteSession, name="t") as scope, LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        scope.spawn_after_commit(parent, body, 1)
+        async with parent.begin_nested():
+            scope.spawn_after_commit(parent, body, 2)
+            async with parent.begin_nested():
+                scope.spawn_after_commit(parent, body, 3)
+            scope.spawn_after_commit(parent, body, 4)
+        scope.spawn_after_commit(parent, body, 5)
+
+    assert [1, 2, 3, 4, 5] == order
+
+
+async def test_who_awaits_a_unit_that_is_dropped_when_the_scope_is_left_is_told(LiteSession):
+    """After the scope no handle is waited for any more: the waiter gets the error, and goes on."""
+    async with LiteSession() as parent:
+        async with TaskScope(LiteSession, name="t") as scope:
+            parent.add(Item(name="a"))
+            waiter = asyncio.create_task(_result_of(scope.spawn_after_commit(parent, answer)))
+            await asyncio.sleep(0)
+        with pytest.raises(TaskDroppedError, match="was left before its parent committed"):
+            await waiter

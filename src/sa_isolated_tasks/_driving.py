@@ -32,7 +32,8 @@ __all__ = ["Driven"]
 R = TypeVar("R")
 
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
-_DIALECTS = str(Path(sqlalchemy.__file__).parent / "dialects")
+# Where SQLAlchemy calls the drivers.
+_DRIVING = tuple(str(Path(sqlalchemy.__file__).parent / part) for part in ("dialects", "connectors"))
 # The name of asyncio's, and of the one that SQLAlchemy 2.1 has for Python 3.11.
 _WAIT_FOR = "wait_for"
 _ENTRIES = ("do_orm_execute", "before_flush", "before_commit")
@@ -178,6 +179,6 @@ def _is_in_a_call(coroutine: Any) -> bool:
 
 
 def _is_in_a_driver(coroutine: Any) -> bool:
-    """Whether a coroutine of one of SQLAlchemy's dialects, in a call to the driver, is in the chain."""
+    """Whether a coroutine with which SQLAlchemy calls a driver is in the chain."""
     codes = [getattr(awaiting, "cr_code", None) for awaiting in awaited_by(coroutine)]
-    return any(code is not None and code.co_filename.startswith(_DIALECTS) for code in codes)
+    return any(code is not None and code.co_filename.startswith(_DRIVING) for code in codes)

@@ -187,3 +187,45 @@ async def test_a_body_that_goes_on_in_the_transaction_whose_begin_was_cut_off(wa
     assert (TaskState.FAILED, Outcome.ROLLED_BACK) == (handle.state, handle.outcome)
     assert ([Outcome.COMMITTED] * 2, ["a", "b"]) == (outcomes, names)
     assert [] == await ward.server.at_rest()
+
+
+WAIT = {
+    "postgresql": "select pg_advisory_lock(2525)",
+    "mysql": "select get_lock('c25', 60)",
+}
+RELEASE = {
+    "postgresql": "select pg_advisory_unlock(2525)",
+    "mysql": "select release_lock('c25')",
+}
+
+
+async def test_a_statement_on_the_drivers_cursor_that_is_cut_off(server, make_engine):
+    """The same without a listener, on each SQLAlchemy: with asyncpg the next units would be in that transaction."""
+    engine, healthy = (make_engine(server, pool_size=1, max_overflow=0) for _ in range(2))
+    wait, release = WAIT[engine.dialect.name], RELEASE[engine.dialect.name]
+
+    def on_the_cursor(session):
+        cursor = session.connection().connection.cursor()
+        reached.set()
+        cursor.execute(wait)
+
+    async def body(session):
+        await session.run_sync(on_the_cursor)
+
+    async def forty_two(session):
+        return (await session.execute(sa.text("select 42"))).scalar()
+
+    reached = asyncio.Event()
+    async with healthy.connect() as connection:
+        await connection.execute(sa.text(wait))
+        async with TaskScope(session_maker(engine), name="c25", limit=1) as scope:
+            handle = scope.spawn(body)
+            await reached.wait()
+            handle.cancel()
+            await end_of(handle)
+            answers = [await scope.spawn(forty_two) for _ in range(2)]
+        await connection.execute(sa.text(release))
+
+    assert (TaskState.CANCELLED, [42, 42]) == (handle.state, answers)
+    async with Server(healthy) as view:
+        assert [] == await view.at_rest()
