@@ -184,3 +184,38 @@ async def test_a_unit_may_commit_in_two_phases(TwoPhase, prepared, names_in_tabl
     expected = (Outcome.COMMITTED, 1, ["a"]) if commits else (Outcome.ROLLED_BACK, 0, [])
     assert expected == (handle.outcome, handle.commits, await names_in_table(engine))
     assert 0 == await prepared()
+
+
+async def test_a_unit_that_is_cancelled_between_the_phases_is_rolled_back(TwoPhase, prepared, names_in_table, engine):
+    """It has prepared, and waits for somebody else: COMMIT was not sent, so its cancellation waits for nothing."""
+
+    async def body(session):
+        session.add(Item(name="a"))
+        await prepare(session)
+        reached.set()
+        await asyncio.Event().wait()
+
+    reached = asyncio.Event()
+    async with TaskScope(TwoPhase, name="t", cancel_timeout=2) as scope:
+        handle = scope.spawn(body)
+        await reached.wait()
+        handle.cancel()
+
+    assert (TaskState.CANCELLED, Outcome.ROLLED_BACK) == (handle.state, handle.outcome)
+    assert (0, []) == (await prepared(), await names_in_table(engine))
+
+
+async def test_a_cancellation_during_the_second_phase_waits_for_it(TwoPhase, prepared, names_in_table, engine):
+    """A commit of the body's that has begun is awaited, in two phases too; then the cancellation goes on."""
+
+    async def body(session):
+        session.add(Item(name="a"))
+        await session.commit()
+        await asyncio.sleep(0)
+
+    event.listen(engine.sync_engine, "commit_twophase", lambda *_: handle.cancel())
+    async with TaskScope(TwoPhase, name="t") as scope:
+        handle = scope.spawn(body)
+
+    assert (TaskState.CANCELLED, Outcome.COMMITTED, 1) == (handle.state, handle.outcome, handle.commits)
+    assert (0, ["a"]) == (await prepared(), await names_in_table(engine))
