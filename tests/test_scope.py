@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import linecache
 import logging
 import weakref
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import sessionmaker
 from support import Item, make_tasks_eager, session_maker
 
 from sa_isolated_tasks import (
@@ -667,21 +670,66 @@ class Stubborn:
 
 
 async def test_survivors_are_reported(scope_of):
-    """A unit that swallows its cancellation is in the ShutdownError, with name, age and spawn line."""
+    """A unit that swallows its cancellation is there with name, age, spawn line, and the line at which it waits."""
     stubborn = Stubborn()
     with pytest.raises(
         ShutdownError,
         match=r"1 unit\(s\) of scope t survived their cancellation by 0 s: "
-        r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+\)\n",
+        r"Stubborn\.run#1 \(running for .*s, spawned at .*test_scope\.py:\d+, waits at (.*test_scope\.py:\d+)\)\n",
     ) as caught:
         async with scope_of(drain_timeout=0, cancel_timeout=0) as scope:
             handle = scope.spawn(stubborn.run)
             await stubborn.reached.wait()
 
-    assert ["Stubborn.run#1"] == [survivor.name for survivor in caught.value.survivors]
+    (survivor,) = caught.value.survivors
+    filename, _, line = survivor.doing.removeprefix("waits at ").rpartition(":")
+    assert ("Stubborn.run#1", "await self.release.wait()") == (
+        survivor.name,
+        linecache.getline(filename, int(line)).strip(),
+    )
     stubborn.release.set()
     with pytest.raises(UnitCancelledError):
         await handle
+
+
+async def test_a_snapshot_says_what_each_unit_is_doing(sqlite_engine):
+    """The innermost line of the user's own, below a helper and a decorated function; or the part of the end."""
+    reached, release, committing = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class SlowSession(AsyncSession):
+        async def commit(self):
+            committing.set()
+            await release.wait()
+            await super().commit()
+
+    Session = sessionmaker(sqlite_engine, class_=SlowSession)
+
+    async def helper():
+        reached.set()
+        await release.wait()  # here
+
+    @isolated_session(Session)
+    async def inner(session):
+        await helper()
+
+    async def waits(session):
+        await inner()
+
+    async def writes(session, name):
+        session.add(Item(name=name))
+
+    async with TaskScope(Session, name="t", limit=2) as scope:
+        scope.spawn(waits)
+        scope.spawn(writes, "a")
+        scope.spawn(writes, "b")
+        await reached.wait()
+        await committing.wait()
+        doing = [unit.doing for unit in scope.snapshot().units]
+        release.set()
+
+    place, _, line = doing[0].removeprefix("waits at ").rpartition(":")
+    assert linecache.getline(place, int(line)).strip().endswith("# here")
+    assert ["committing", ""] == doing[1:]
 
 
 async def test_several_survivors_are_told_apart(scope_of):
@@ -1376,8 +1424,6 @@ def test_a_scope_cannot_start_where_no_loop_runs(LiteSession_without_loop):
 
 @pytest.fixture
 def LiteSession_without_loop():
-    from sqlalchemy.ext.asyncio import AsyncSession
-
     return TaskScope(AsyncSession, name="t", limit=1)
 
 

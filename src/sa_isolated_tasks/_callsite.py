@@ -6,13 +6,15 @@ import ast
 import inspect
 import itertools
 import linecache
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, cast
 
-__all__ = ["CallSite", "Source", "find_call"]
+__all__ = ["CallSite", "Source", "find_call", "innermost_line"]
 
 _PACKAGE = __name__.partition(".")[0]
+_LIBRARIES = {"asyncio", "sqlalchemy"}
 _UNKNOWN = object()
 
 
@@ -119,6 +121,18 @@ def find_call() -> CallSite:
     if frame is None:
         return CallSite("<unknown>", 0, None, None)
     return CallSite(frame.f_code.co_filename, frame.f_lineno, _running_call(frame), frame)
+
+
+def innermost_line(chain: Iterable[Any]) -> str:
+    """Of the user's code, in a chain of suspended coroutines: before it goes into SQLAlchemy or asyncio."""
+    line = ""
+    for awaiting in chain:
+        frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
+        if frame is not None and not _is_own(frame):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in _LIBRARIES:
+                break
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return line
 
 
 def _is_own(frame: FrameType) -> bool:

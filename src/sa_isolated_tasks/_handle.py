@@ -120,7 +120,8 @@ class Entry:
         return self.unit.timing(now - self.spawned_at, queued, waiting)
 
     def snapshot(self) -> UnitSnapshot:
-        return UnitSnapshot(self.name, self.state, self.unit.outcome, perf_counter() - self.spawned_at, self.where)
+        age = perf_counter() - self.spawned_at
+        return UnitSnapshot(self.name, self.state, self.unit.outcome, age, self.where, self.unit.doing)
 
     def ended_event(self) -> UnitEnded:
         unit = self.unit

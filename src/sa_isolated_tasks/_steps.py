@@ -16,7 +16,16 @@ from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any, Generic, TypeVar, cast, final
 
-__all__ = ["Gate", "PatienceEnded", "Steps", "anyio_shield", "awaited_by", "has_run_out", "times_cancelled"]
+__all__ = [
+    "Gate",
+    "PatienceEnded",
+    "Steps",
+    "anyio_shield",
+    "awaited_by",
+    "awaited_deep_down",
+    "has_run_out",
+    "times_cancelled",
+]
 
 R = TypeVar("R")
 
@@ -57,6 +66,10 @@ class Steps(Generic[R]):
         self._gate: Gate | None = None
         self._waiting: asyncio.Future[Any] | None = None
         self._is_left = False
+
+    @property
+    def driven(self) -> Coroutine[Any, Any, R]:
+        return self._coroutine
 
     def holds(self) -> bool:
         """Whether a cancellation would do harm now: asked at each suspension, and again whenever `wake()` is called."""
@@ -214,6 +227,10 @@ class Steps(Generic[R]):
         return await self
 
 
+# As Any, `isinstance` does not narrow to a type with unknown parameters.
+_STEPS: Any = Steps
+
+
 @final
 class Gate:
     """
@@ -297,6 +314,18 @@ def awaited_by(coroutine: Any) -> Iterator[Any]:
         if inner is None and type(awaiting).__name__ == "coroutine_wrapper":
             inner = next((held for held in gc.get_referents(awaiting) if hasattr(held, "cr_await")), None)
         awaiting = inner
+
+
+def awaited_deep_down(coroutine: Any) -> Iterator[Any]:
+    """As `awaited_by`, and on into what a driver in the chain drives."""
+    driven: Any = coroutine
+    while driven is not None:
+        awaiting: Any = driven
+        for awaiting in awaited_by(driven):
+            yield awaiting
+        frame = getattr(awaiting, "gi_frame", None)
+        driver: Any = None if frame is None else frame.f_locals.get("self")
+        driven = driver.driven if isinstance(driver, _STEPS) else None
 
 
 def has_run_out(chain: Iterable[Any]) -> bool:

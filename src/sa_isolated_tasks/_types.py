@@ -98,7 +98,8 @@ class UnitSnapshot:
     """
     One unit, frozen at a moment.
 
-    *age* is in seconds since the spawn; *spawned_at* is ``file:line``.
+    *age* is in seconds since the spawn; *spawned_at* is ``file:line``. *doing* says what a running unit waits for: the
+    innermost line of its own code that awaits something, or that it is committing, rolling back or closing.
 
     .. versionadded:: 0.1.0
     """
@@ -108,9 +109,11 @@ class UnitSnapshot:
     outcome: Outcome
     age: float
     spawned_at: str
+    doing: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.state.value} for {self.age:.2f}s, spawned at {self.spawned_at})"
+        doing = f", {self.doing}" if self.doing else ""
+        return f"{self.name} ({self.state.value} for {self.age:.2f}s, spawned at {self.spawned_at}{doing})"
 
 
 @dataclass(frozen=True, slots=True)

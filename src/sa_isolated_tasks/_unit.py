@@ -27,11 +27,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.state import InstanceState
 
+from sa_isolated_tasks._callsite import innermost_line
 from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory, adopt
 from sa_isolated_tasks._protect import finish
 from sa_isolated_tasks._signature import code_of
-from sa_isolated_tasks._steps import times_cancelled
+from sa_isolated_tasks._steps import awaited_deep_down, times_cancelled
 from sa_isolated_tasks._types import Outcome, Timing
 from sa_isolated_tasks._walk import is_scalar
 from sa_isolated_tasks._watch import Record
@@ -91,6 +92,7 @@ class Unit(Generic[R]):
         "_session",
         "_task",
         "_timeout",
+        "_work",
         "cancel_requested",
         "patience",
         "phase",
@@ -115,6 +117,7 @@ class Unit(Generic[R]):
         self._timeout = timeout
         self._record: Record | None = None
         self._session: AsyncSession | None = None
+        self._work: Coroutine[Any, Any, R] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._body_seconds = 0.0
         self._commit_seconds = 0.0
@@ -132,6 +135,14 @@ class Unit(Generic[R]):
     @property
     def holds_connection(self) -> bool:
         return self._record is not None and self._record.begun
+
+    @property
+    def doing(self) -> str:
+        """For a person: where the body waits, or which part of the end."""
+        if self.phase is Phase.BODY and self._work is not None:
+            line = innermost_line(awaited_deep_down(self._work))
+            return line and f"waits at {line}"
+        return "" if self.phase in {Phase.NEW, Phase.ENDED} else self.phase.name.lower().replace("_", " ")
 
     @property
     def commits(self) -> int:
@@ -162,7 +173,7 @@ class Unit(Generic[R]):
         finally:
             self.phase = Phase.ENDED
             # The handle may live on; what the body was called with need not.
-            self._session = self._task = self._kwargs = None
+            self._session = self._task = self._work = self._kwargs = None
             self._before = self._args = ()
             body, self._body = self._body, _gone
         _warn_about(result, body)
@@ -230,7 +241,8 @@ class Unit(Generic[R]):
         return result
 
     def _start(self, session: AsyncSession) -> Coroutine[Any, Any, R]:
-        return self._body(*self._before, session, *self._args, **self._kwargs or _NO_KWARGS)
+        work = self._work = self._body(*self._before, session, *self._args, **self._kwargs or _NO_KWARGS)
+        return work
 
     def _driven(self, work: Coroutine[Any, Any, T], session: AsyncSession) -> Awaitable[T]:
         """Step by step, so that no cancellation cuts a commit off."""
