@@ -1151,10 +1151,11 @@ async def test_a_helper_whose_unit_has_ended_drains_like_anybody(scope_of):
 
     helpers = []
     async with scope_of() as scope:
-        for body in (other, unit, drainer):
-            scope.spawn(body)
-        while len(scope) > 2:
+        scope.spawn(other)
+        scope.spawn(unit)
+        while len(scope) > 1:
             await asyncio.sleep(0)
+        scope.spawn(drainer)
         for _ in range(20):
             await asyncio.sleep(0)
         gate.opened.set()
