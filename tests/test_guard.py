@@ -1155,19 +1155,29 @@ signature, args, kwargs = shape.signature, {args}, {kwargs}
 def call():
     check_call(Passed("work", args, kwargs, None, 1), shape, signature, "raise")
 
-print(min(timeit.repeat(call, number=2_000, repeat=100)) / 2_000)
+def nothing(first, second):
+    return first, second
+
+def as_long():
+    for _ in range(60):
+        nothing(1, "two")
+
+def seconds(function, number):
+    return min(timeit.repeat(function, number=number, repeat=100)) / number
+
+print(seconds(call, 2_000) / seconds(as_long, 50))
 """
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [((1, "two"), {}), ((), {"first": 1, "second": "two"})])
-def test_two_scalars_cost_at_most_two_microseconds(args, kwargs):
-    """The whole check of a call of a plain function, by position and by name; coverage does not slow that process."""
+def test_two_scalars_cost_at_most_sixty_calls(args, kwargs):
+    """The whole check of a plain function's call, next to calls of nothing; coverage does not slow that process."""
     code = COST.format(args=args, kwargs=kwargs)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTHON"))}
 
     ran = subprocess.run([sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True)
 
-    assert float(ran.stdout) <= 2e-6
+    assert float(ran.stdout) <= 1
 
 
 async def test_a_session_past_the_budget_is_not_seen(LiteSession):

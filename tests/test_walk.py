@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import declarative_base, relationship
 
-from sa_isolated_tasks._walk import Node, _snapshot, are_scalars, bases_of, is_scalar, stored_in, walk
+from sa_isolated_tasks._holders import _snapshot, are_scalars, bases_of, is_scalar, stored_in
+from sa_isolated_tasks._walk import Node, walk
 
 ModelBase = declarative_base()
 
@@ -35,7 +36,7 @@ def test_what_is_nearest_comes_first():
     one, two, three = Leaf(), Leaf(), Leaf()
     nested = [[three], two]
 
-    assert visited(nested, one) == [nested, one, nested[0], two, three]
+    assert visited(nested, one) == [one, two, three]
 
 
 def test_every_object_is_visited_once():
@@ -44,13 +45,22 @@ def test_every_object_is_visited_once():
     cycle = [leaf, [leaf]]
     cycle.append(cycle)
 
-    assert visited(cycle) == [cycle, leaf, cycle[1]]
+    assert visited(cycle) == [leaf]
     assert paths_to(leaf, cycle) == ["arg 1[0]"]
 
 
-def test_scalars_are_not_visited():
-    """They count, but cannot hold anything."""
-    assert visited([1, "a", b"b", None, 2.5, [3]]) == [[1, "a", b"b", None, 2.5, [3]], [3]]
+def test_scalars_and_plain_containers_are_not_visited():
+    """They count, but are nothing to be judged."""
+    assert visited([1, "a", b"b", None, 2.5, [3], {"four": 4}, (5, {6}), frozenset({7})]) == []
+
+
+def test_scalars_in_a_container_count():
+    """What stands behind a huge container of them is seen, as long as the budget lasts; the container gets half."""
+    leaf = Leaf()
+
+    assert visited([[1] * 10_000, [leaf]], budget=100) == [leaf]
+    assert visited([1] * 49, [[2] * 49, [leaf]], budget=100) == [leaf]
+    assert visited([[1] * 100, [2] * 100, [3] * 100, [4] * 100, [5] * 100, [6] * 100, [leaf]], budget=20) == []
 
 
 def test_a_subclass_of_a_scalar_is_visited():
@@ -75,16 +85,16 @@ def test_scalars_are_told_by_their_exact_type(values, expected):
 def test_the_number_of_visited_objects_is_bounded():
     """By the budget and the roots, however wide or deep the graph is."""
     wide = [Leaf() for _ in range(100_000)]
-    deep: list = []
+    deep = None
     for _ in range(100_000):
-        deep = [deep]
+        deep = types.SimpleNamespace(next=deep)
     bushy = {number: [[Leaf() for _ in range(100)] for _ in range(100)] for number in range(100)}
 
     counts = [len(visited(graph, budget=1_000)) for graph in (wide, deep, bushy)]
 
     assert all(100 < count <= 1_001 for count in counts), counts
     while deep:
-        deep = deep[0]
+        deep = deep.next
 
 
 def test_scalars_use_up_the_budget():
@@ -173,7 +183,7 @@ def test_keys_that_are_objects_are_visited_too():
     """After their values."""
     key, value = Leaf(), Leaf()
 
-    assert visited({key: value}) == [{key: value}, value, key]
+    assert visited({key: value}) == [value, key]
 
 
 def test_application_objects_are_not_entered():

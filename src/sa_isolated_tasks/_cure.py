@@ -21,8 +21,9 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import async_object_session
 
 from sa_isolated_tasks._callsite import CallSite, Source
+from sa_isolated_tasks._holders import IGNORE
 from sa_isolated_tasks._types import Welcome
-from sa_isolated_tasks._walk import IGNORE, Node
+from sa_isolated_tasks._walk import Node
 
 __all__ = ["Finding", "cure_for"]
 

@@ -29,9 +29,10 @@ from sqlalchemy.orm.state import InstanceState
 
 from sa_isolated_tasks._callsite import find_call
 from sa_isolated_tasks._cure import Finding, cure_for
+from sa_isolated_tasks._holders import are_scalars, bases_of, is_scalar
 from sa_isolated_tasks._signature import Shape
 from sa_isolated_tasks._types import Guard
-from sa_isolated_tasks._walk import Node, are_scalars, bases_of, is_scalar, walk
+from sa_isolated_tasks._walk import Node, walk
 from sa_isolated_tasks._watch import Phase, phase_of
 from sa_isolated_tasks.exceptions import (
     ClosedSessionError,
@@ -290,4 +291,4 @@ _JUDGES: dict[int, _Judge] = {
     )
     for cls in classes
 }
-"""By `id`, for the reason given in `_walk`."""
+"""By `id`, for the reason given in `_holders`."""

@@ -30,11 +30,11 @@ from sqlalchemy.orm.state import InstanceState
 from sa_isolated_tasks._callsite import innermost_line
 from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory, adopt
+from sa_isolated_tasks._holders import is_scalar
 from sa_isolated_tasks._protect import finish
 from sa_isolated_tasks._signature import code_of
 from sa_isolated_tasks._steps import awaited_deep_down, times_cancelled
 from sa_isolated_tasks._types import Outcome, Timing
-from sa_isolated_tasks._walk import is_scalar
 from sa_isolated_tasks._watch import Record
 from sa_isolated_tasks.exceptions import IsolatedTasksWarning, describe
 
