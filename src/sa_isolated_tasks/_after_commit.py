@@ -42,8 +42,8 @@ class ParentTransaction:
     __slots__ = ("__weakref__", "_finalizer", "_released", "_tasks", "_units", "is_open", "was_committed")
 
     def __init__(self, session: Session) -> None:
-        self.is_open = True
-        self.was_committed = False
+        self.is_open: bool = True
+        self.was_committed: bool = False
         # With the savepoint in which it was registered: a weak reference, since a transaction refers to its session.
         self._units: list[tuple[WaitingUnit, weakref.ref[SessionTransaction] | None]] = []
         self._released: weakref.ref[SessionTransaction] | None = None

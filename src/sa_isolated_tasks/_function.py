@@ -79,10 +79,10 @@ class Isolated(Welcome):
     __slots__ = ("__dict__", "__isolated__")
 
     # What `inspect` asks of an object before it takes it for a function, and who asks `inspect` follows.
-    __code__ = property(lambda self: self.__isolated__.fn.__code__)
-    __defaults__ = property(lambda self: self.__isolated__.fn.__defaults__)
-    __kwdefaults__ = property(lambda self: self.__isolated__.fn.__kwdefaults__)
-    __globals__ = property(lambda self: self.__isolated__.fn.__globals__)
+    __code__: property = property(lambda self: self.__isolated__.fn.__code__)
+    __defaults__: property = property(lambda self: self.__isolated__.fn.__defaults__)
+    __kwdefaults__: property = property(lambda self: self.__isolated__.fn.__kwdefaults__)
+    __globals__: property = property(lambda self: self.__isolated__.fn.__globals__)
 
     # Set for each object, by `_take_after`.
     __name__: str
@@ -90,7 +90,7 @@ class Isolated(Welcome):
     __signature__: inspect.Signature
 
     def __init__(self, declaration: Declaration) -> None:
-        self.__isolated__ = declaration
+        self.__isolated__: Declaration = declaration
 
     def _take_after(self, metadata: Mapping[str, Any], signature: inspect.Signature) -> None:
         self.__dict__.update(metadata)
@@ -139,7 +139,7 @@ class IsolatedFunction(Isolated, Generic[P, R_co]):
         self, declaration: Declaration, bound: tuple[Any, ...] = (), metadata: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(declaration)
-        self.__bound__ = bound
+        self.__bound__: tuple[Any, ...] = bound
         shape = declaration.shape
         self._take_after(
             _metadata_of(declaration) if metadata is None else metadata,

@@ -69,24 +69,24 @@ class Entry:
         context: contextvars.Context,
         spawned_line: tuple[str, int],
     ) -> None:
-        self.runner = runner
+        self.runner: Runner = runner
         self._name = name
-        self.number = number
-        self.unit = unit
+        self.number: int = number
+        self.unit: Unit[Any] = unit
         self.context: contextvars.Context | None = context
-        self.spawned_line = spawned_line
-        self.spawned_at = perf_counter()
+        self.spawned_line: tuple[str, int] = spawned_line
+        self.spawned_at: float = perf_counter()
         self._released_at = self.spawned_at
         self._started_at = 0.0
         self._ended_at = 0.0
-        self.seat = Seat(runner.slots, current_seat.get())
-        self.state = TaskState.QUEUED
+        self.seat: Seat = Seat(runner.slots, current_seat.get())
+        self.state: TaskState = TaskState.QUEUED
         self.task: asyncio.Task[None] | None = None
         self.result: Any = None
         self.exception: BaseException | None = None
-        self.retrieved = False
+        self.retrieved: bool = False
         # Out of the queue: its task is being made.
-        self.is_taken = False
+        self.is_taken: bool = False
         self.cancel_reason: str | None = None
         self.drop_reason: str | None = None
         self.parent: ParentTransaction | None = None

@@ -64,21 +64,21 @@ class Runner:
         on_failure: Callable[[Entry], None],
         patience: float,
     ) -> None:
-        self.name = name
-        self.loop = asyncio.get_running_loop()
-        self.slots = Slots(limit, self._schedule, self._tell_if_quiet)
-        self.listeners = tuple(listeners)
+        self.name: str = name
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.slots: Slots = Slots(limit, self._schedule, self._tell_if_quiet)
+        self.listeners: tuple[Listener, ...] = tuple(listeners)
         self._hear_starts = hear_starts(listeners)
-        self.on_failure = on_failure
-        self.patience = patience
-        self.counts = dict.fromkeys((state for state in TaskState if state.ended), 0)
+        self.on_failure: Callable[[Entry], None] = on_failure
+        self.patience: float = patience
+        self.counts: dict[TaskState, int] = dict.fromkeys((state for state in TaskState if state.ended), 0)
         # Set when no unit may start any more.
-        self.closed = False
+        self.closed: bool = False
         # Units that wait for a commit, and those of them whose commit came in another thread and is on its way here.
         self.waiting: dict[Entry, None] = {}
         self._arriving: dict[Entry, None] = {}
         # A cancelled unit stays in the queue until its turn, so `queued` counts those that are left.
-        self.queued = 0
+        self.queued: int = 0
         self.running: dict[Entry, None] = {}
         self.queue: StartQueue[Entry] = StartQueue()
         self._pumping = False

@@ -100,7 +100,7 @@ class TaskScope(Spawner):
         check_seconds("cancel_timeout", cancel_timeout)
         self._factory = SessionFactory(factory)
         super().__init__(Spawning(self._factory, self._admit), Options())
-        self.name = name
+        self.name: str = name
         self._limit: Limit = limit
         self._on_failure = on_failure
         self._drain_timeout = drain_timeout

@@ -30,11 +30,11 @@ class Slots:
     def __init__(
         self, limit: int | None, on_free: Callable[[], None], on_wait: Callable[[], None] = lambda: None
     ) -> None:
-        self.limit = limit
+        self.limit: int | None = limit
         self.free: float = math.inf if limit is None else limit
         self.returning: deque[Seat] = deque()
-        self.on_free = on_free
-        self.on_wait = on_wait
+        self.on_free: Callable[[], None] = on_free
+        self.on_wait: Callable[[], None] = on_wait
 
     def take(self) -> bool:
         if self.free <= 0 or self.returning:
@@ -65,12 +65,12 @@ class Seat:
     __slots__ = ("crowd", "ended", "holds", "parent", "slots", "targets", "turn", "watchers")
 
     def __init__(self, slots: Slots, parent: Seat | None = None) -> None:
-        self.slots = slots
-        self.parent = parent
-        self.holds = False
-        self.ended = False
+        self.slots: Slots = slots
+        self.parent: Seat | None = parent
+        self.holds: bool = False
+        self.ended: bool = False
         # Whether this stands for all units of a scope, not for one.
-        self.crowd = False
+        self.crowd: bool = False
         # Lists, not sets: `gather(handle, handle)` waits twice. Most units wait for nobody: they have the empty one.
         self.targets: list[Seat] = _NOBODY
         self.watchers: list[Seat] = _NOBODY

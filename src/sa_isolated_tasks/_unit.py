@@ -121,10 +121,10 @@ class Unit(Generic[R]):
         self._task: asyncio.Task[Any] | None = None
         self._body_seconds = 0.0
         self._commit_seconds = 0.0
-        self.phase = Phase.NEW
-        self.cancel_requested = False
+        self.phase: Phase = Phase.NEW
+        self.cancel_requested: bool = False
         self._abandoned = False
-        self.patience = PATIENCE
+        self.patience: float = PATIENCE
 
     @property
     def outcome(self) -> Outcome:

@@ -79,25 +79,25 @@ class Record:
     )
 
     def __init__(self, session: Session) -> None:
-        self.session = weakref.ref(session)
+        self.session: weakref.ref[Session] = weakref.ref(session)
         self.identity_map: Callable[[], object] = _nothing
-        self.reopened = False
-        self.isolated = False
-        self.begun = False
-        self.committed = False
-        self.commit_sent = False
+        self.reopened: bool = False
+        self.isolated: bool = False
+        self.begun: bool = False
+        self.committed: bool = False
+        self.commit_sent: bool = False
         # A flush is on its way, and COMMIT comes after it.
-        self.flushes_to_commit = False
-        self.lost = False
-        self.commits = 0
-        self.outcome = Outcome.NONE
+        self.flushes_to_commit: bool = False
+        self.lost: bool = False
+        self.commits: int = 0
+        self.outcome: Outcome = Outcome.NONE
         self.parent: TransactionListener | None = None
         # Of a unit's session only, while it is in a transaction: to cut them when patience ends.
         self.connections: list[Connection] = []
         # Those of them that were in a call to the driver which was cut off.
         self.distrusted: list[Connection] = []
-        self.held = 0.0
-        self.held_since = 0.0
+        self.held: float = 0.0
+        self.held_since: float = 0.0
         self.on_end: Callable[[], object] | None = None
 
     def remember(self, session: Session) -> None:

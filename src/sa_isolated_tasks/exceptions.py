@@ -98,7 +98,7 @@ class IsolatedTasksError(Exception):
         # Only *what* is in `args`: that, and `__dict__`, is what pickle and copy carry.
         super().__init__(what)
         self.what = what
-        self.where = where or _place_of_call()
+        self.where: str = where or _place_of_call()
         if why:
             self.why = why
         if cure:
