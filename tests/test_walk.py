@@ -88,7 +88,7 @@ def test_the_number_of_visited_objects_is_bounded():
     deep = None
     for _ in range(100_000):
         deep = types.SimpleNamespace(next=deep)
-    bushy = {number: [[Leaf() for _ in range(100)] for _ in range(100)] for number in range(100)}
+    bushy = {number: types.SimpleNamespace(leaves=[Leaf() for _ in range(100)]) for number in range(200)}
 
     counts = [len(visited(graph, budget=1_000)) for graph in (wide, deep, bushy)]
 
