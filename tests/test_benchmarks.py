@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,16 @@ from benchmarks.contenders import BOUNDED, BY_HAND, OURS, UNBOUNDED
 from benchmarks.rounds import Measured, check, measure
 
 NAMES = [*BOUNDED, *UNBOUNDED, *peers.NAMES]
+
+
+@pytest.fixture(autouse=True)
+def quiet_again():
+    """The benchmarks set the log of the package to INFO."""
+    logger = logging.getLogger("sa_isolated_tasks")
+    level, handlers, propagate = logger.level, logger.handlers, logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture

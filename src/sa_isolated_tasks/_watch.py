@@ -141,6 +141,10 @@ class Record:
             self.commit_sent = False
             connection.invalidate()
 
+    @property
+    def has_lost_a_connection(self) -> bool:
+        return any(connection.invalidated for connection in self.connections)
+
     def second_phase(self, *_: object) -> None:
         """COMMIT PREPARED is about to be sent."""
         self.commit_sent = True
@@ -259,7 +263,10 @@ def _before_commit(session: Session) -> None:
     # Q: Why not in two phases? A: It is also the hook of the first, after which anything may come but a COMMIT:
     # test_two_phase.py::test_a_unit_that_is_cancelled_between_the_phases_is_rolled_back.
     if session.get_nested_transaction() is None and not session.twophase:
-        record_of(session).commit_sent = True
+        record = record_of(session)
+        # Over a connection that is dead already nothing can be sent:
+        # test_terminate.py::test_a_body_that_hides_the_death_of_its_connection.
+        record.commit_sent = not record.has_lost_a_connection
 
 
 def _before_flush(session: Session, *_: object) -> None:
@@ -279,7 +286,7 @@ def _after_rollback(session: Session) -> None:
     record = record_of(session)
     record.remember(session)
     # COMMIT was sent, and its connection given up before an answer came, or because none would: nobody knows.
-    record.lost = record.commit_sent and any(connection.invalidated for connection in record.connections)
+    record.lost = record.commit_sent and record.has_lost_a_connection
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
