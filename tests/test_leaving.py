@@ -132,7 +132,11 @@ async def test_a_connection_of_sqlite_that_is_cut_leaves_no_task(sqlite, make_en
 
 async def test_a_program_whose_unit_was_cut_off_in_its_commit(postgresql, slow_commit):
     """The server does not answer to COMMIT: the connection is cut, and dispose() finds nothing to wait for."""
-    ended = await run(postgresql.url, "cut")
+    url = postgresql.url
+    if postgresql.name == "asyncpg":
+        # The connection by which it asks the server to end the statement complains when it is lost in the TLS probe.
+        url = url.update_query_dict({"ssl": "disable"})
+    ended = await run(url, "cut")
 
     assert (0, "cancelled unknown", "") == ended
 

@@ -316,6 +316,70 @@ async def test_a_swallowed_cancellation_rolls_back(engine, Session, names_in_tab
     assert Outcome.ROLLED_BACK is unit.outcome
 
 
+@pytest.mark.parametrize("where", ["in the block", "at its end", "twice", "behind an inner group"])
+async def test_a_failure_in_a_task_group_that_the_body_handles_cancels_nothing(Session, engine, names_in_table, where):
+    """The group has cancelled its task to stop the block, and that is over; the unit commits."""
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise ValueError
+
+    async def run_group():
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                if where == "behind an inner group":
+                    async with asyncio.TaskGroup() as inner:
+                        inner.create_task(asyncio.Event().wait())
+                if where != "at its end":
+                    await asyncio.Event().wait()
+
+    async def body(session):
+        await add(session)
+        await run_group()
+        if where == "twice":
+            await run_group()
+
+    unit = unit_of(Session, body)
+    await unit.run()
+
+    assert (["a"], Outcome.COMMITTED) == (await names_in_table(engine), unit.outcome)
+
+
+async def test_a_cancellation_while_a_task_group_is_stopped_counts(LiteSession, sqlite_engine, names_in_table):
+    """The group swallows what comes from outside while it waits for its tasks; the unit is cancelled all the same."""
+    stopping, release = asyncio.Event(), asyncio.Event()
+
+    async def fail():
+        raise ValueError
+
+    async def linger():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopping.set()
+            await release.wait()
+
+    async def body(session):
+        await add(session)
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(linger())
+                await asyncio.sleep(0)
+                group.create_task(fail())
+
+    unit = unit_of(LiteSession, body)
+    task = asyncio.create_task(unit.run())
+    await stopping.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    release.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ([], Outcome.NONE) == (await names_in_table(sqlite_engine), unit.outcome)
+
+
 async def test_a_cancellation_that_a_helper_of_a_task_group_has_taken_rolls_back(engine, Session, names_in_table):
     """A CancelledError in a helper is swallowed by its TaskGroup: asked for by the handle, it rolls back."""
     reached = asyncio.Event()

@@ -20,6 +20,7 @@ from sa_isolated_tasks._protect import LAST_WORDS, settle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._spawn import Options, Spawner, Spawning, check_seconds
+from sa_isolated_tasks._steps import times_cancelled
 from sa_isolated_tasks._types import Context, Factory, Guard, Limit, OnFailure, ScopeSnapshot, TaskState, UnitSnapshot
 from sa_isolated_tasks._watch import watch_sessions
 from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError
@@ -71,6 +72,7 @@ class TaskScope(Spawner):
         "_factory",
         "_failures",
         "_host",
+        "_host_asked",
         "_host_was_cancelled",
         "_limit",
         "_listeners",
@@ -108,6 +110,7 @@ class TaskScope(Spawner):
         self._listeners = with_logging(listeners)
         self._runner: Runner | None = None
         self._host: asyncio.Task[Any] | None = None
+        self._host_asked = 0
         self._host_was_cancelled = False
         self._failures: list[Entry] = []
         watch_sessions()
@@ -222,12 +225,13 @@ class TaskScope(Spawner):
     async def __aenter__(self) -> Self:
         self.start()
         self._host = asyncio.current_task()
+        self._host_asked = times_cancelled()
         return self
 
     async def __aexit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> bool:
-        if self._host is not None and self._host_was_cancelled and self._host.uncancel() == 0:
+        if self._host is not None and self._host_was_cancelled and self._host.uncancel() <= self._host_asked:
             # The only cancellation was this scope's own, for a failed unit: the failure comes out in its place.
             error = None if isinstance(error, asyncio.CancelledError) else error
         await self._leave(error)

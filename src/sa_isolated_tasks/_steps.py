@@ -46,6 +46,7 @@ class Steps(Generic[R]):
         "_asked",
         "_coroutine",
         "_gate",
+        "_groups",
         "_is_left",
         "_lent",
         "_one_too_many",
@@ -64,12 +65,23 @@ class Steps(Generic[R]):
         self._lent = 0
         self._one_too_many = False
         self._gate: Gate | None = None
+        self._groups: tuple[asyncio.TaskGroup, ...] = ()
         self._waiting: asyncio.Future[Any] | None = None
         self._is_left = False
 
     @property
     def driven(self) -> Coroutine[Any, Any, R]:
         return self._coroutine
+
+    @property
+    def left_by_groups(self) -> int:
+        """
+        How many cancellations of the task are no cancellations of the work, but stem from its task groups.
+
+        A TaskGroup cancels the task that it is in when one of its own has failed. Before Python 3.13 it never takes
+        that back: test_unit.py::test_a_failure_in_a_task_group_that_the_body_handles_cancels_nothing.
+        """
+        return len(self._groups) if sys.version_info < (3, 13) else 0
 
     def holds(self) -> bool:
         """Whether a cancellation would do harm now: asked at each suspension, and again whenever `wake()` is called."""
@@ -167,10 +179,18 @@ class Steps(Generic[R]):
         return None
 
     def _struck_by(self, error: BaseException) -> BaseException:
-        self.is_struck = self.is_struck or isinstance(error, asyncio.CancelledError)
+        if isinstance(error, asyncio.CancelledError):
+            self.is_struck = True
+            self._look_for_groups()
         return error
 
+    def _look_for_groups(self) -> None:
+        # Each cancels its task once, so one that was seen before is not the cause.
+        fresh = [group for group in _aborting_groups(awaited_by(self._coroutine)) if group not in self._groups]
+        self._groups += tuple(fresh)
+
     def _hold(self, cancelled: asyncio.CancelledError, asked: int) -> None:
+        self._look_for_groups()
         if self.held is None:
             self.held = cancelled
             self._asked = asked
@@ -330,9 +350,25 @@ def awaited_deep_down(coroutine: Any) -> Iterator[Any]:
 
 def has_run_out(chain: Iterable[Any]) -> bool:
     """Whether a suspended coroutine in *chain* is inside of an ``asyncio.timeout`` that has run out."""
-    # An entered context manager lives on the stack of its frame, as the bound method that will leave it.
-    managers = (getattr(held, "__self__", None) for awaiting in chain for held in gc.get_referents(awaiting))
-    return any(isinstance(manager, asyncio.Timeout) and manager.expired() for manager in managers)
+    return any(isinstance(manager, asyncio.Timeout) and manager.expired() for manager in _entered(chain))
+
+
+def _aborting_groups(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
+    """The task groups around a suspended coroutine in *chain* that have cancelled their task; only repr tells."""
+    groups = [manager for manager in _entered(chain) if isinstance(manager, asyncio.TaskGroup)]
+    return [group for group in dict.fromkeys(groups) if " cancelling" in repr(group)]
+
+
+def _entered(chain: Iterable[Any]) -> Iterator[object]:
+    """
+    The context managers that suspended coroutines are inside of, and other objects.
+
+    One lives on the stack of the frame that has entered it, as the bound method that will leave it; and in the frame of
+    that method, once that runs.
+    """
+    for awaiting in chain:
+        for held in gc.get_referents(awaiting):
+            yield getattr(held, "__self__", held)
 
 
 def anyio_shield() -> AbstractContextManager[Any]:

@@ -86,13 +86,13 @@ class Unit(Generic[R]):
         "_body",
         "_body_seconds",
         "_commit_seconds",
+        "_driver",
         "_factory",
         "_kwargs",
         "_record",
         "_session",
         "_task",
         "_timeout",
-        "_work",
         "cancel_requested",
         "patience",
         "phase",
@@ -117,7 +117,7 @@ class Unit(Generic[R]):
         self._timeout = timeout
         self._record: Record | None = None
         self._session: AsyncSession | None = None
-        self._work: Coroutine[Any, Any, R] | None = None
+        self._driver: Driven[Any] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._body_seconds = 0.0
         self._commit_seconds = 0.0
@@ -139,8 +139,8 @@ class Unit(Generic[R]):
     @property
     def doing(self) -> str:
         """For a person: where the body waits, or which part of the end."""
-        if self.phase is Phase.BODY and self._work is not None:
-            line = innermost_line(awaited_deep_down(self._work))
+        if self.phase is Phase.BODY and self._driver is not None:
+            line = innermost_line(awaited_deep_down(self._driver.driven))
             return line and f"waits at {line}"
         return "" if self.phase in {Phase.NEW, Phase.ENDED} else self.phase.name.lower().replace("_", " ")
 
@@ -173,7 +173,7 @@ class Unit(Generic[R]):
         finally:
             self.phase = Phase.ENDED
             # The handle may live on; what the body was called with need not.
-            self._session = self._task = self._work = self._kwargs = None
+            self._session = self._task = self._driver = self._kwargs = None
             self._before = self._args = ()
             body, self._body = self._body, _gone
         _warn_about(result, body)
@@ -236,18 +236,21 @@ class Unit(Generic[R]):
             self._body_seconds = perf_counter() - started
         # Q: The body returned; why ask? A: It, or a TaskGroup in it, may have swallowed the cancellation, and half of
         # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
-        if self.cancel_requested or times_cancelled() > asked:
+        left = 0 if self._driver is None else self._driver.left_by_groups
+        if self.cancel_requested or times_cancelled() - left > asked:
             raise asyncio.CancelledError
         return result
 
     def _start(self, session: AsyncSession) -> Coroutine[Any, Any, R]:
-        work = self._work = self._body(*self._before, session, *self._args, **self._kwargs or _NO_KWARGS)
-        return work
+        return self._body(*self._before, session, *self._args, **self._kwargs or _NO_KWARGS)
 
     def _driven(self, work: Coroutine[Any, Any, T], session: AsyncSession) -> Awaitable[T]:
         """Step by step, so that no cancellation cuts a commit off."""
         record = self._record
-        return work if record is None else Driven(work, session, record, self.patience, self.abandon)
+        if record is None:
+            return work
+        driver = self._driver = Driven(work, session, record, self.patience, self.abandon)
+        return driver
 
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
         async with asyncio.timeout(seconds) as deadline:
