@@ -179,11 +179,20 @@ async def test_a_cancellation_during_the_last_words_changes_nothing():
         finally:
             cleaning.set()
             await release.wait()
+            steps.append("clean")
 
+    steps = []
     task = asyncio.create_task(finish(slow(), patience=0))
     await asyncio.sleep(0)
     task.cancel()
     await cleaning.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    before = task.done()
     release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+    assert (False, ["clean"]) == (before, steps)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, final
 
-from sa_isolated_tasks._steps import PatienceEnded, Steps, anyio_shield, awaited_by, has_run_out
+from sa_isolated_tasks._steps import PatienceEnded, Steps, awaited_by, has_run_out
 
 __all__ = ["LAST_WORDS", "finish", "settle"]
 
@@ -106,5 +105,6 @@ class _Settling(Steps[_T]):
 async def _wait_a_moment(task: asyncio.Task[Any]) -> None:
     # Its exception, if it has one, comes from having been given up.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    with contextlib.suppress(asyncio.CancelledError), anyio_shield():
-        await asyncio.wait([task], timeout=LAST_WORDS)
+    # Q: Why hold a cancellation here too? A: The connection is being closed, and who comes next may need it:
+    # test_protect.py::test_a_cancellation_during_the_last_words_changes_nothing.
+    await settle(asyncio.wait([task], timeout=LAST_WORDS))
