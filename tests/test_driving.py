@@ -236,6 +236,18 @@ async def test_an_anyio_scope_does_not_spin_and_knows_its_cancellation(session, 
     assert 0 < len(cancels) < 10
 
 
+async def test_half_of_the_patience_is_the_statements(session):
+    """It is interrupted then; the connection is given up when all of it has ended."""
+    driver = Driven(nothing(), session, Known(), 60, nothing)
+    now = asyncio.get_running_loop().time()
+    driver.on_hold()
+    delays = [timer.when() - now for timer in driver._timers]
+    await driver
+
+    assert [30, 60] == [pytest.approx(delay, abs=5) for delay in delays]
+    assert all(timer.cancelled() for timer in driver._timers)
+
+
 async def test_past_its_patience_the_statement_is_interrupted(session, slow):
     """The interruption releases the statement here, as it ends one in SQLite."""
     interruptions = []

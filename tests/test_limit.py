@@ -232,6 +232,23 @@ async def test_what_a_lender_waits_for_starts_before_others(server, make_engine)
     assert [42] * 6 == [handle.result() for handle in handles]
 
 
+async def test_what_a_unit_awaits_comes_before_what_was_spawned_earlier(scope_of):
+    """The unit has lent its slot for it; the others keep their order."""
+    order = []
+
+    async def note(_session, number):
+        order.append(number)
+
+    async def parent(_session):
+        handles = [scope.spawn(note, number) for number in range(3)]
+        await handles[1]
+
+    async with scope_of() as scope:
+        scope.spawn(parent)
+
+    assert [1, 0, 2] == order
+
+
 async def test_awaited_children_need_no_more_connections_than_their_parents(postgresql, make_engine):
     """Forty parents in a transaction await a child each, over a pool of 5: nobody gets a pool timeout."""
     session = session_maker(make_engine(postgresql, pool_size=5, max_overflow=5, pool_timeout=1))

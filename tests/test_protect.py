@@ -124,8 +124,8 @@ async def test_without_anyio_there_is_nothing_to_be_shielded_from(monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-async def test_patience_ends(when):
-    """From the first cancellation on, or one before: the work is given up, and the cancellation goes on."""
+async def test_patience_ends(when, loop_errors):
+    """From the first cancellation on, or one before: the work is given up, and the cancellation goes on by itself."""
     given_up = []
     work = Work()
     since = asyncio.get_running_loop().time() if when == "before" else float("inf")
@@ -138,10 +138,37 @@ async def test_patience_ends(when):
     if when == "during":
         await asyncio.sleep(0)
         task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError) as caught:
         await task
 
     assert ([1], True) == (given_up, work.cancelled)
+    assert caught.value.__suppress_context__
+    assert [] == loop_errors
+
+
+async def test_what_is_given_up_is_cancelled_wherever_it_is_by_then():
+    """Giving it up has woken it: the cancellation comes at its next suspension, and is not held."""
+    woken, steps = asyncio.Event(), []
+
+    async def work():
+        await woken.wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.append("cancelled")
+
+    async def give_up():
+        woken.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(finish(work(), patience=0, give_up=give_up))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ["cancelled"] == steps
 
 
 async def test_work_that_does_not_end_when_it_is_given_up_is_left_alone(monkeypatch):
