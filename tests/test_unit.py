@@ -346,7 +346,8 @@ async def test_a_failure_in_a_task_group_that_the_body_handles_cancels_nothing(S
     assert (["a"], Outcome.COMMITTED) == (await names_in_table(engine), unit.outcome)
 
 
-async def test_a_cancellation_while_a_task_group_is_stopped_counts(LiteSession, sqlite_engine, names_in_table):
+@pytest.mark.parametrize("who", ["a task", "the block"])
+async def test_a_cancellation_while_a_task_group_is_stopped_counts(LiteSession, sqlite_engine, names_in_table, who):
     """The group swallows what comes from outside while it waits for its tasks; the unit is cancelled all the same."""
     stopping, release = asyncio.Event(), asyncio.Event()
 
@@ -366,6 +367,8 @@ async def test_a_cancellation_while_a_task_group_is_stopped_counts(LiteSession, 
             async with asyncio.TaskGroup() as group:
                 group.create_task(linger())
                 await asyncio.sleep(0)
+                if who == "the block":
+                    await fail()
                 group.create_task(fail())
 
     unit = unit_of(LiteSession, body)

@@ -186,7 +186,7 @@ class Steps(Generic[R]):
 
     def _look_for_groups(self) -> None:
         # Each cancels its task once, so one that was seen before is not the cause.
-        fresh = [group for group in _aborting_groups(awaited_by(self._coroutine)) if group not in self._groups]
+        fresh = [group for group in _groups_that_cancelled(awaited_by(self._coroutine)) if group not in self._groups]
         self._groups += tuple(fresh)
 
     def _hold(self, cancelled: asyncio.CancelledError, asked: int) -> None:
@@ -353,22 +353,24 @@ def has_run_out(chain: Iterable[Any]) -> bool:
     return any(isinstance(manager, asyncio.Timeout) and manager.expired() for manager in _entered(chain))
 
 
-def _aborting_groups(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
-    """The task groups around a suspended coroutine in *chain* that have cancelled their task; only repr tells."""
+def _groups_that_cancelled(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
+    """The task groups around a suspended coroutine in *chain* that have cancelled their task; they tell nobody."""
     groups = [manager for manager in _entered(chain) if isinstance(manager, asyncio.TaskGroup)]
-    return [group for group in dict.fromkeys(groups) if " cancelling" in repr(group)]
+    return [group for group in dict.fromkeys(groups) if getattr(group, "_parent_cancel_requested", False)]
 
 
 def _entered(chain: Iterable[Any]) -> Iterator[object]:
     """
-    The context managers that suspended coroutines are inside of, and other objects.
+    The context managers that suspended coroutines are inside of; and others whose methods they hold.
 
-    One lives on the stack of the frame that has entered it, as the bound method that will leave it; and in the frame of
-    that method, once that runs.
+    One lives on the stack of the frame that has entered it, as the bound method that will leave it, and in the frame of
+    that method once it runs.
     """
     for awaiting in chain:
+        if getattr(awaiting, "cr_code", None) is asyncio.TaskGroup.__aexit__.__code__:
+            yield awaiting.cr_frame.f_locals["self"]
         for held in gc.get_referents(awaiting):
-            yield getattr(held, "__self__", held)
+            yield getattr(held, "__self__", None)
 
 
 def anyio_shield() -> AbstractContextManager[Any]:
