@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,16 @@ async def make_engine():
         engines.append(engine)
         return engine
 
+    threads = set(threading.enumerate())
     yield make
 
     leaked = [engine.pool.status() for engine in engines if getattr(engine.pool, "checkedout", lambda: 0)()]
     for engine in engines:
         await engine.dispose()
+    # A connection of aiosqlite that was cut ends when its thread does, which raises if the loop has gone by then.
+    for thread in set(threading.enumerate()) - threads:
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 10)
     assert leaked == []
 
 
