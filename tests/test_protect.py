@@ -146,6 +146,19 @@ async def test_patience_ends(when, loop_errors):
     assert [] == loop_errors
 
 
+async def test_patience_is_counted_from_the_cancellation_that_came_before():
+    """Work that ends within it is not given up."""
+    work = Work()
+    since = asyncio.get_running_loop().time()
+    task = asyncio.create_task(finish(work.run(), patience=60, since=since))
+    await work.reached.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    work.release.set()
+
+    assert "done" == await task
+
+
 async def test_what_is_given_up_is_cancelled_wherever_it_is_by_then():
     """Giving it up has woken it: the cancellation comes at its next suspension, and is not held."""
     woken, steps = asyncio.Event(), []

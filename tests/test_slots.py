@@ -296,6 +296,35 @@ def test_a_unit_belongs_to_the_scope_of_who_spawned_it(slots):
     assert (True, False) == (during, inner.belongs_to(slots))
 
 
+def test_who_waits_for_all_of_an_inner_scope_lends_over_two_scopes(slots):
+    """A unit in a scope in a scope waits for one of the outermost: its unit there lends its slot."""
+    outer = seated(slots)
+    middle = seated(Slots(1, lambda: None))
+    middle.parent = outer
+    inner = seated(Slots(1, lambda: None))
+    inner.parent = middle
+    everyone = Seat(Slots(0, lambda: None))
+    everyone.crowd = everyone.holds = True
+    outer.wait_for(everyone)
+
+    inner.wait_for(Seat(slots))
+
+    assert (False, 1) == (outer.holds, slots.free)
+
+
+def test_who_waits_for_one_running_unit_does_not_lend_for_those_it_has_spawned():
+    """That unit can go on, whatever a unit waits for that was spawned elsewhere."""
+    slots = Slots(2, lambda: None)
+    outer, running = seated(slots), seated(slots)
+    inner = seated(Slots(1, lambda: None))
+    inner.parent = outer
+    outer.wait_for(running)
+
+    inner.wait_for(Seat(slots))
+
+    assert (True, False) == (outer.holds, inner.holds)
+
+
 class Waiting(RuleBasedStateMachine):
     """Any order of starts, waits, cancelled waits and ends: the invariant holds, and no slot is lost or made."""
 

@@ -157,6 +157,7 @@ async def test_a_timeout_of_the_work_runs_out_during_a_hold(goes_on, fails):
             if goes_on:
                 await Turn()
                 await release.wait()
+        asyncio.get_running_loop().call_soon(order.append, "a turn later")
         if fails:
             raise ValueError("work")
         return "done"
@@ -167,9 +168,10 @@ async def test_a_timeout_of_the_work_runs_out_during_a_hold(goes_on, fails):
             result = await steps[0]
         except ValueError as error:
             result = str(error)
+        order.append("the end")
         return result, asyncio.current_task().cancelling(), await cancelled_at_its_next_suspension()
 
-    steps, deadlines, release = [], [], asyncio.Event()
+    steps, deadlines, order, release = [], [], [], asyncio.Event()
     task = asyncio.create_task(whole())
     await asyncio.sleep(0)
     task.cancel("from outside")
@@ -181,7 +183,30 @@ async def test_a_timeout_of_the_work_runs_out_during_a_hold(goes_on, fails):
     result = await task
 
     assert ("work" if fails else "done", 1, False) == result
+    # Only who ends in the very step in which its timeout ran out has to give a turn for what was lent.
+    assert ("the end" if goes_on else "a turn later") == order[0]
     assert ("from outside",) == steps[0].held.args
+
+
+async def test_what_is_awaited_is_seen_through_an_object_with_an_await_of_its_own():
+    """Such as a handle: what its ``__await__`` gives hides a coroutine."""
+
+    async def inner():
+        await Turn()
+
+    class Awaitable:
+        def __await__(self):
+            return inner().__await__()
+
+    async def work():
+        await Awaitable()
+
+    coroutine = work()
+    coroutine.send(None)
+    names = [getattr(awaiting, "__name__", "") for awaiting in awaited_by(coroutine)]
+    coroutine.close()
+
+    assert {"work", "inner"} <= set(names)
 
 
 async def test_a_timeout_of_the_work_runs_out_without_a_hold():
