@@ -267,6 +267,28 @@ async def test_past_its_patience_the_statement_is_interrupted(session, slow):
     assert interruptions
 
 
+async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled(session, slow):
+    """The error is the driver's answer to the cut, and the cause of the cancellation that comes out."""
+    over = asyncio.Event()
+
+    async def body():
+        await slow.select(session)
+        raise ValueError("the connection was cut")
+
+    async def give_up():
+        slow.release.set()
+        await over.wait()
+
+    task = driven(body(), session, patience=0, give_up=give_up)
+    await slow.reached.wait()
+    task.cancel("held")
+    with pytest.raises(asyncio.CancelledError, match="held") as caught:
+        await task
+    over.set()
+
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
 async def test_patience_that_ends_without_a_cancellation_to_deliver_gives_nothing_up(session, slow):
     """The one that was held was taken back meanwhile."""
     given_up = []
