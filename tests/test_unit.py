@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import warnings
 from collections import deque
 from types import TracebackType
@@ -928,13 +927,6 @@ async def test_past_its_patience_a_unit_ends_with_an_unknown_outcome(engine, mon
     assert (expected, 0) == (unit.outcome, engine.pool.checkedout())
 
 
-def _join_the_threads_of_connections():
-    """The thread of a connection that was cut has a last word for the loop, which has to be open then."""
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            thread.join(30)
-
-
 class Odd(BaseException):
     """Past every ``except Exception``."""
 
@@ -963,8 +955,6 @@ async def test_a_commit_whose_connection_was_cut_is_a_cancellation_if_one_was_as
     with pytest.raises(expected) as caught:
         await unit.run()
 
-    await sqlite_engine.dispose()
-    await asyncio.to_thread(_join_the_threads_of_connections)
     assert error is (caught.value.__cause__ if expected is asyncio.CancelledError else caught.value)
     assert Outcome.UNKNOWN is unit.outcome
 
