@@ -1180,6 +1180,16 @@ def test_two_scalars_cost_at_most_sixty_calls(args, kwargs):
     assert float(ran.stdout) <= 1
 
 
+async def test_raw_connections_are_refused(engine):
+    """What ``get_raw_connection()`` gives, and the adapter in it; the driver's own is the driver's business."""
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+
+        for given in (raw, raw.dbapi_connection):
+            with pytest.raises(SessionPassedError, match=r"was given a raw connection \(\w+\): arg 1"):
+                check(Passed("f", (given,), {}))
+
+
 async def test_a_session_past_the_budget_is_not_seen(LiteSession):
     """The check is bounded, and says so in the docs; a session that stands first in a huge container is seen."""
     session = LiteSession()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy.engine import Connection, Result, Transaction
+from sqlalchemy import pool
+from sqlalchemy.engine import AdaptedConnection, Connection, Result, Transaction
 from sqlalchemy.engine.result import FilterResult
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -256,6 +257,10 @@ def _judge_async_connection(value: AsyncConnection, _own: Session | None) -> _Ju
     return f"a connection ({type(value).__name__})", SessionPassedError
 
 
+def _judge_raw_connection(value: object, _own: Session | None) -> _Judged:
+    return f"a raw connection ({type(value).__name__})", SessionPassedError
+
+
 def _judge_transaction(value: Transaction | SessionTransaction, _own: Session | None) -> _Judged:
     return _transaction(value, has_ended=not value.is_active)
 
@@ -277,6 +282,8 @@ def _judge_result(value: Any, _own: Session | None) -> _Judged | None:
     return f"an open result ({type(value).__name__})", SessionPassedError
 
 
+# As SQLAlchemy 1.4 calls it, and 2.0.
+_PROXIED: Any = getattr(pool, "PoolProxiedConnection", getattr(pool, "_ConnectionFairy", None))
 _Judge: TypeAlias = Callable[[Any, Session | None], _Judged | None]
 _JUDGES: dict[int, _Judge] = {
     id(cls): judge
@@ -285,6 +292,7 @@ _JUDGES: dict[int, _Judge] = {
         (_judge_registry, (async_scoped_session, scoped_session)),
         (_judge_connection, (Connection,)),
         (_judge_async_connection, (AsyncConnection,)),
+        (_judge_raw_connection, (_PROXIED, AdaptedConnection)),
         (_judge_transaction, (Transaction, SessionTransaction)),
         (_judge_async_transaction, (AsyncTransaction, AsyncSessionTransaction)),
         (_judge_result, (Result, FilterResult)),
