@@ -12,9 +12,10 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from time import perf_counter
 from typing import TypeAlias
 
-from benchmarks.handwritten import Background, Runner, begin_block, one_commit
+from benchmarks.handwritten import LOGGER, Background, Runner, begin_block, one_commit
 from benchmarks.setup import Setup, logger
 from benchmarks.workloads import Body
 from sa_isolated_tasks import TaskScope
@@ -29,6 +30,7 @@ BY_HAND = "by hand: `begin()`, semaphore"
 BY_HAND_UNLIMITED = "by hand: `begin()`, no semaphore"
 LEAN = "by hand: one `commit()`, semaphore"
 FLOOR = "the floor: no package, no task for a unit"
+LEAST = "the floor, with a task and a log record for each unit"
 
 
 @contextlib.asynccontextmanager
@@ -91,11 +93,35 @@ async def _floor(setup: Setup) -> AsyncIterator[Batch]:
     yield batch
 
 
+@contextlib.asynccontextmanager
+async def _least(setup: Setup) -> AsyncIterator[Batch]:
+    """What nobody can do without who runs each unit in a task and logs it: the floor, and those two."""
+
+    async def unit(body: Body, number: int) -> None:
+        started = perf_counter()
+        session = setup.Session()
+        await body(session, number)
+        if session.in_transaction():
+            await session.commit()
+        session.sync_session.close()
+        LOGGER.info("%s done in %.2fs", body.__name__, perf_counter() - started)
+
+    async def work(body: Body, numbers: range) -> None:
+        for number in numbers:
+            await asyncio.create_task(unit(body, number))
+
+    async def batch(body: Body, count: int) -> None:
+        await asyncio.gather(*[work(body, range(first, count, setup.slots)) for first in range(setup.slots)])
+
+    yield batch
+
+
 BOUNDED: dict[str, Contender] = {
     OURS: functools.partial(_scope, limited=True),
     OURS_GATHERED: _gathered,
     BY_HAND: _by_hand,
     LEAN: functools.partial(_by_hand, opened=one_commit),
+    LEAST: _least,
     FLOOR: _floor,
 }
 UNBOUNDED: dict[str, Contender] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -25,5 +26,8 @@ def milliseconds(pairs: int, seed: int = 0) -> float:
 
 
 def _seconds(code: str) -> float:
-    ran = subprocess.run([sys.executable, "-c", _CODE.format(code)], check=True, capture_output=True, text=True)
+    # Compiled files may be written, or each process would compile everything again.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", _CODE.format(code)]
+    ran = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
     return float(ran.stdout)

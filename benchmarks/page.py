@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks import guard, plot
-from benchmarks.contenders import BY_HAND, BY_HAND_UNLIMITED, OURS, OURS_UNLIMITED
+from benchmarks.contenders import BY_HAND, BY_HAND_UNLIMITED, LEAST, OURS, OURS_UNLIMITED
 from benchmarks.results import Results, Target
 from benchmarks.rounds import Measured
 
@@ -36,6 +36,7 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield f"Versions: {', '.join(f'{name} {version}' for name, version in results.versions.items())}."
     yield from ["", "## Targets", ""]
     yield from _targets(results.targets())
+    yield from _least(results)
     yield from ["", "## How it is measured", ""]
     yield "A batch of units is started at once and waited for; all contenders run in one process, one after the other,"
     yield "in an order that is shuffled in every round."
@@ -76,6 +77,18 @@ def _lines(results: Results, command: str) -> Iterator[str]:
 
 
 _SOURCE = "../benchmarks/"
+
+
+def _least(results: Results) -> Iterator[str]:
+    yield ""
+    yield "What stands in the way of what is missed: a session, a task and a log record for each unit, and the commit."
+    yield "That is *the least*, without guard, handle, queue, outcome or account; in CPU time:"
+    yield ""
+    yield "| | the least, to by hand | this package, to by hand | this package, to the least |"
+    yield "|---|---|---|---|"
+    for name, measured in results.workloads.items():
+        ratios = [measured.cpu_ratio(*pair).median for pair in ((LEAST, BY_HAND), (OURS, BY_HAND), (OURS, LEAST))]
+        yield f"| {name} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
 
 
 def _targets(targets: Iterable[Target]) -> Iterator[str]:
