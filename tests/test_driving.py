@@ -59,6 +59,7 @@ class Known:
 
     def __init__(self, *, commit_sent=False, interrupt=lambda: None):
         self.commit_sent = commit_sent
+        self.committer = None  # a task of the body's own
         self.interrupt = interrupt
         self.on_end = None
 
@@ -413,4 +414,30 @@ async def test_a_unit_interrupts_its_own_statement(sqlite, make_engine, names_in
     await Unit(SessionFactory(session_maker(engine)), add).run()
 
     assert ["next"] == await names_in_table(engine)
+    assert Outcome.ROLLED_BACK is unit.outcome
+
+
+async def test_after_a_commit_that_has_failed_nothing_is_held(engine):
+    """``commit()`` has raised, and the body waits before it tries again: a cancellation comes at once."""
+    reached = asyncio.Event()
+
+    async def body(session):
+        await session.execute(sa.text("select 1"))
+        event.listen(session.sync_session, "before_commit", fail)
+        with pytest.raises(ZeroDivisionError):
+            await session.commit()
+        reached.set()
+        await asyncio.Event().wait()
+
+    def fail(_session):
+        raise ZeroDivisionError
+
+    unit = Unit(SessionFactory(session_maker(engine)), body)
+    unit.patience = 60
+    task = asyncio.create_task(unit.run())
+    await reached.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(task), 10)
     assert Outcome.ROLLED_BACK is unit.outcome

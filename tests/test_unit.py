@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session as SyncSession
 from sqlalchemy.orm import sessionmaker
 from support import Item, session_maker
 
-from sa_isolated_tasks import IsolatedTasksWarning, Outcome
+from sa_isolated_tasks import IsolatedTasksWarning, Outcome, isolated_session
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._unit import Phase, Unit
 from sa_isolated_tasks._watch import watch_sessions
@@ -316,7 +316,10 @@ async def test_a_swallowed_cancellation_rolls_back(engine, Session, names_in_tab
     assert Outcome.ROLLED_BACK is unit.outcome
 
 
-@pytest.mark.parametrize("where", ["in the block", "at its end", "twice", "behind an inner group"])
+GROUPS = ["in the block", "at its end", "twice", "behind an inner group", "in a manager", "in a unit", "in steps"]
+
+
+@pytest.mark.parametrize("where", GROUPS)
 async def test_a_failure_in_a_task_group_that_the_body_handles_cancels_nothing(Session, engine, names_in_table, where):
     """The group has cancelled its task to stop the block, and that is over; the unit commits."""
 
@@ -331,19 +334,70 @@ async def test_a_failure_in_a_task_group_that_the_body_handles_cancels_nothing(S
                 if where == "behind an inner group":
                     async with asyncio.TaskGroup() as inner:
                         inner.create_task(asyncio.Event().wait())
-                if where != "at its end":
+                if where == "in the block":
                     await asyncio.Event().wait()
 
-    async def body(session):
-        await add(session)
+    @contextlib.asynccontextmanager
+    async def manager():
         await run_group()
+        yield
+
+    async def steps():
+        await run_group()
+        yield
+
+    @isolated_session(Session)
+    async def inner(_session):
+        await run_group()
+
+    async def body(session):
+        if where == "in a manager":
+            async with manager():
+                pass
+        elif where == "in steps":
+            async for _ in steps():
+                pass
+        elif where == "in a unit":
+            await inner()
+        else:
+            await run_group()
         if where == "twice":
             await run_group()
+        await add(session)
 
     unit = unit_of(Session, body)
     await unit.run()
 
     assert (["a"], Outcome.COMMITTED) == (await names_in_table(engine), unit.outcome)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_cancellation_after_a_task_group_counts(LiteSession, sqlite_engine, names_in_table, waits):
+    """The group was stopped in its block, or at its end, and that is over; what is swallowed later is another one."""
+    reached = asyncio.Event()
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise ValueError
+
+    async def body(session):
+        await add(session)
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                if waits:
+                    await asyncio.Event().wait()
+        reached.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(unit_of(LiteSession, body).run())
+    await reached.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [] == await names_in_table(sqlite_engine)
 
 
 @pytest.mark.parametrize("who", ["a task", "the block"])

@@ -60,6 +60,7 @@ def test_scalars_in_a_container_count():
 
     assert visited([[1] * 10_000, [leaf]], budget=100) == [leaf]
     assert visited([1] * 49, [[2] * 49, [leaf]], budget=100) == [leaf]
+    assert visited([{number: number for number in range(10_000)}, [leaf]], budget=100) == [leaf]
     assert visited([[1] * 100, [2] * 100, [3] * 100, [4] * 100, [5] * 100, [6] * 100, [leaf]], budget=20) == []
 
 

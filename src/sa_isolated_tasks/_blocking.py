@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
-from sa_isolated_tasks._steps import Gate
+from sa_isolated_tasks._gate import Gate
 
 __all__ = ["is_starting_another", "waits_for"]
 

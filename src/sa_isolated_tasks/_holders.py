@@ -59,7 +59,7 @@ def bases_of(value: object) -> tuple[_Class, ...]:
 
 
 _SCALARS: tuple[_Class, ...] = (
-    *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range, slice),
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range),
     *(type(Ellipsis), type(NotImplemented), decimal.Decimal, fractions.Fraction, uuid.UUID),
     *(dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone),
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
@@ -304,7 +304,7 @@ _WRAPPERS: list[Any] = [
     *(type(reversed(empty)) for empty in _EMPTY),
     *(zip, map, filter, enumerate, reversed, *(cls for cls in vars(itertools).values() if type(cls) is type)),
     *(types.MappingProxyType, type(iter(int, 1)), operator.itemgetter, operator.methodcaller),
-    *(staticmethod, classmethod, property, super, queue.SimpleQueue),
+    *(staticmethod, classmethod, property, super, slice, queue.SimpleQueue),
 ]
 _plain_tuple = _in_order(vars(tuple)["__iter__"])
 _dict_items: _Iterate = vars(dict)["items"]
@@ -336,7 +336,8 @@ def _items_of(iterate: _Iterate) -> Callable[[Any, int], list[Any]]:
 
 
 def _keys_and_values(value: dict[Any, Any], room: int) -> list[Any]:
-    return [*itertools.chain.from_iterable(_snapshot(_dict_items, value, room))]
+    # A key and its value count as two.
+    return [*itertools.chain.from_iterable(_snapshot(_dict_items, value, room // 2))]
 
 
 _FLAT: dict[int, Callable[[Any, int], list[Any]]] = {

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import gc
 import sys
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
-from contextvars import Context
-from typing import Any, Generic, TypeVar, cast, final
+from typing import Any, Generic, TypeVar, cast
+
+from sa_isolated_tasks._gate import Gate
 
 __all__ = [
-    "Gate",
     "PatienceEnded",
     "Steps",
     "anyio_shield",
@@ -50,6 +50,7 @@ class Steps(Generic[R]):
         "_is_left",
         "_lent",
         "_one_too_many",
+        "_seen",
         "_waiting",
         "held",
         "is_struck",
@@ -66,6 +67,7 @@ class Steps(Generic[R]):
         self._one_too_many = False
         self._gate: Gate | None = None
         self._groups: tuple[asyncio.TaskGroup, ...] = ()
+        self._seen: tuple[asyncio.TaskGroup, ...] = ()
         self._waiting: asyncio.Future[Any] | None = None
         self._is_left = False
 
@@ -185,9 +187,13 @@ class Steps(Generic[R]):
         return error
 
     def _look_for_groups(self) -> None:
-        # Each cancels its task once, so one that was seen before is not the cause.
-        fresh = [group for group in _groups_that_cancelled(awaited_by(self._coroutine)) if group not in self._groups]
-        self._groups += tuple(fresh)
+        # Each cancels its task once, so one that was seen before is not the cause. One that was still in its block
+        # takes that back, and sees to it when it is left; one that was waiting for its tasks already does not.
+        chain = list(awaited_deep_down(self._coroutine))
+        fresh = [group for group in _groups_that_cancelled(chain) if group not in self._seen]
+        leaving = _groups_being_left(chain)
+        self._seen += tuple(fresh)
+        self._groups += tuple(group for group in fresh if group in leaving)
 
     def _hold(self, cancelled: asyncio.CancelledError, asked: int) -> None:
         self._look_for_groups()
@@ -251,69 +257,6 @@ class Steps(Generic[R]):
 _STEPS: Any = Steps
 
 
-@final
-class Gate:
-    """
-    Stands between a task and the future that its coroutine waits for: what cancels the task does not cancel that.
-
-    To the task it is a future. A real one between the two would do the same, but each wait would take two turns of the
-    loop. Gates stand behind one another where a unit is called in the body of a unit.
-    """
-
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_future", "_is_open")
-
-    def __init__(self, future: asyncio.Future[Any] | Gate) -> None:
-        self._asyncio_future_blocking = True
-        self._future = future
-        self._callback: Callable[[Any], object] | None = None
-        self._context: Context | None = None
-        self._is_open = False
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._future.get_loop()
-
-    def done(self) -> bool:
-        return self._is_open or self._future.done()
-
-    def result(self) -> None:
-        """The coroutine asks the future itself."""
-
-    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
-        self._callback, self._context = callback, context
-        self._future.add_done_callback(self._let_through, context=context)
-
-    def remove_done_callback(self, _callback: Callable[[Any], object]) -> int:
-        self._callback = None
-        return self._future.remove_done_callback(self._let_through)
-
-    def _let_through(self, _: object) -> None:
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            callback(self)
-
-    def open(self) -> None:
-        """Wakes the task, though the future is not done."""
-        alarm = self._alarm()
-        if alarm is not None:
-            alarm.set_result(None)
-
-    def cancel(self, msg: object = None) -> bool:
-        """Wakes the task with a CancelledError; says no if it has been woken already, as a future does."""
-        alarm = self._alarm()
-        return alarm is not None and alarm.cancel(msg)
-
-    def _alarm(self) -> asyncio.Future[None] | None:
-        """A real future in place of this, if the task still waits."""
-        callback = self._callback
-        if callback is None:
-            return None
-        self.remove_done_callback(callback)
-        self._is_open = True
-        alarm: asyncio.Future[None] = self.get_loop().create_future()
-        alarm.add_done_callback(callback, context=self._context)
-        return alarm
-
-
 _NO_SHIELD: AbstractContextManager[Any] = contextlib.nullcontext()
 
 
@@ -325,14 +268,22 @@ def _next_turn() -> asyncio.Future[None]:
     return turn
 
 
+# What CPython puts between an `await` and the coroutine or async generator behind it.
+_WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
+
+
+def _is_suspended(held: object) -> bool:
+    return hasattr(held, "cr_await") or hasattr(held, "ag_await")
+
+
 def awaited_by(coroutine: Any) -> Iterator[Any]:
     """The chain of coroutines in which this one is suspended, itself included."""
     awaiting = coroutine
     while awaiting is not None:
         yield awaiting
         inner = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
-        if inner is None and type(awaiting).__name__ == "coroutine_wrapper":
-            inner = next((held for held in gc.get_referents(awaiting) if hasattr(held, "cr_await")), None)
+        if inner is None and type(awaiting).__name__ in _WRAPPERS:
+            inner = next((held for held in gc.get_referents(awaiting) if _is_suspended(held)), None)
         awaiting = inner
 
 
@@ -359,6 +310,11 @@ def _groups_that_cancelled(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
     return [group for group in dict.fromkeys(groups) if getattr(group, "_parent_cancel_requested", False)]
 
 
+def _groups_being_left(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
+    code = asyncio.TaskGroup.__aexit__.__code__
+    return [awaiting.cr_frame.f_locals["self"] for awaiting in chain if getattr(awaiting, "cr_code", None) is code]
+
+
 def _entered(chain: Iterable[Any]) -> Iterator[object]:
     """
     The context managers that suspended coroutines are inside of; and others whose methods they hold.
@@ -367,8 +323,7 @@ def _entered(chain: Iterable[Any]) -> Iterator[object]:
     that method once it runs.
     """
     for awaiting in chain:
-        if getattr(awaiting, "cr_code", None) is asyncio.TaskGroup.__aexit__.__code__:
-            yield awaiting.cr_frame.f_locals["self"]
+        yield from _groups_being_left([awaiting])
         for held in gc.get_referents(awaiting):
             yield getattr(held, "__self__", None)
 

@@ -37,7 +37,7 @@ _LONGEST_KEY = 60
 
 def _short(key: object) -> str:
     """A key as it is written, unless it is long or writing it would run code of the user's."""
-    text = repr(key) if is_scalar(key) and type(key) is not slice else ""
+    text = repr(key) if is_scalar(key) else ""
     return text if 0 < len(text) <= _LONGEST_KEY else f"<{type(key).__name__}>"
 
 

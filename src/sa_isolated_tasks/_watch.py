@@ -7,6 +7,7 @@ is that ``close()`` replaces the identity map, which commit and rollback do not.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import weakref
@@ -63,6 +64,7 @@ class Record:
         "commit_sent",
         "commits",
         "committed",
+        "committer",
         "connections",
         "distrusted",
         "flushes_to_commit",
@@ -86,6 +88,8 @@ class Record:
         self.begun: bool = False
         self.committed: bool = False
         self.commit_sent: bool = False
+        # Which task has begun the commit: the unit's own, or one of the body's.
+        self.committer: asyncio.Task[Any] | None = None
         # A flush is on its way, and COMMIT comes after it.
         self.flushes_to_commit: bool = False
         self.lost: bool = False
@@ -119,6 +123,7 @@ class Record:
                 self.outcome = Outcome.UNKNOWN
             self.commits += self.committed
         self.begun = self.committed = self.commit_sent = self.flushes_to_commit = self.lost = False
+        self.committer = None
         self.connections.clear()
         self.distrusted.clear()
         if self.on_end is not None:
@@ -267,6 +272,7 @@ def _before_commit(session: Session) -> None:
         # Over a connection that is dead already nothing can be sent:
         # test_terminate.py::test_a_body_that_hides_the_death_of_its_connection.
         record.commit_sent = not record.has_lost_a_connection
+        record.committer = asyncio.current_task() if record.isolated else None
 
 
 def _before_flush(session: Session, *_: object) -> None:
