@@ -174,8 +174,6 @@ class Steps(Generic[R]):
                 return held
         try:
             yield waiting
-        except GeneratorExit:
-            raise
         except BaseException as error:  # noqa: BLE001 -- it is thrown into the coroutine
             return self._struck_by(error)
         return None
