@@ -842,6 +842,21 @@ async def test_awaiting_inside_the_transaction_of_a_unit_is_a_deadlock(LiteSessi
         await handle
 
 
+async def test_a_unit_that_the_parent_awaits_may_not_wait_for_its_commit(LiteSession):
+    """The parent awaits a unit inside its block, and that one awaits what waits for the block: the latter is told."""
+
+    async def middle(_session, handle):
+        with pytest.raises(CommitDeadlockError):
+            await handle
+
+    async with TaskScope(LiteSession, name="s", limit=3) as scope, LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = scope.spawn_after_commit(parent, answer)
+        await scope.spawn(middle, handle)
+
+    assert 42 == handle.result()
+
+
 async def test_an_eager_wait_for_a_unit_that_is_dropped_meanwhile(lite_scope, sync_session_maker):
     """An eager task looks twice before it waits: the parent may have rolled back in between."""
 

@@ -53,6 +53,9 @@ def _woken_by(value: Any) -> Iterable[Any]:
     for kinds, step in _STEPS:
         if isinstance(value, kinds):
             return step(value)
+    # A unit keeps the futures of those who await its handle.
+    if type(value).__name__ == "Entry":
+        return list(getattr(value, "waiters", ()))
     # A task group, of asyncio or anyio, keeps the future by which its exit is woken.
     attributes: dict[str, Any] = getattr(value, "__dict__", {}) if type(value).__name__ == "TaskGroup" else {}
     return [held for held in attributes.values() if isinstance(held, _FUTURE)]

@@ -100,6 +100,10 @@ class Entry:
         return f"{self._name}#{self.number}"
 
     @property
+    def waiters(self) -> list[asyncio.Future[None]]:
+        return self._waiters or []
+
+    @property
     def is_queued(self) -> bool:
         return self.state is TaskState.QUEUED and not self.is_taken
 
