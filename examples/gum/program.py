@@ -190,4 +190,5 @@ def _synchronous(url: URL) -> URL:
 
 
 async def leave(program: Running) -> None:
-    await asyncio.wait_for(program.gum.__aexit__(None, None, None), 10)
+    # With the shared session a statement may wait for the lock of a connection that leaked, five seconds each time.
+    await asyncio.wait_for(program.gum.__aexit__(None, None, None), 60)
