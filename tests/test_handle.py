@@ -30,6 +30,9 @@ async def for_ever(_session):
     await asyncio.Event().wait()
 
 
+not_eager = pytest.mark.skipif(os.environ.get("SIT_LOOP") == "eager", reason="an eager task has begun when it exists")
+
+
 @pytest.fixture
 async def scope(LiteSession):
     async with TaskScope(LiteSession, name="t", limit=None) as scope:
@@ -172,7 +175,7 @@ async def test_a_queued_unit_that_is_cancelled_never_starts(LiteSession):
     assert Timing(total=timing.total, queued=timing.total) == timing == handle.timing
 
 
-@pytest.mark.skipif(os.environ.get("SIT_LOOP") == "eager", reason="an eager task has begun when it exists")
+@not_eager
 async def test_a_unit_that_is_cancelled_before_its_first_step_never_runs(scope):
     """Its task exists, but has not begun: the body is not entered, and the handle says cancelled."""
     steps = []
@@ -280,6 +283,7 @@ async def test_a_task_that_is_cancelled_from_outside_is_a_cancelled_unit(scope):
     assert ("its task was cancelled", TaskState.CANCELLED) == (handle.exception().reason, handle.state)
 
 
+@not_eager
 async def test_a_task_that_is_cancelled_from_outside_before_its_first_step_is_a_cancelled_unit(scope):
     """The body was never entered, and nobody had asked the handle: that is no success."""
     before = asyncio.all_tasks()

@@ -13,7 +13,7 @@ from typing import Any, Protocol, final
 
 from sqlalchemy.orm import Session, SessionTransaction
 
-from sa_isolated_tasks._blocking import is_starting_another, waits_for
+from sa_isolated_tasks._blocking import waits_for
 from sa_isolated_tasks._watch import record_of
 
 __all__ = ["ParentTransaction", "WaitingUnit", "parent_transaction_of"]
@@ -59,16 +59,6 @@ class ParentTransaction:
             unit.release()
         else:
             self._units.append((unit, _reference(savepoint)))
-
-    async def settle(self) -> None:
-        """
-        Lets a task that has yet to end this transaction get to what it waits for.
-
-        Q: Is it not there already? A: Not if the current task is an eager one, and that task is just making it:
-        test_after_commit.py::test_awaiting_inside_the_transaction_is_a_deadlock, with eager tasks.
-        """
-        if any(not task.done() and is_starting_another(task) for task in self._tasks):
-            await asyncio.sleep(0)
 
     def would_wait_for_itself(self) -> bool:
         """Whether a task that has yet to end this transaction waits for the current task, or is it."""

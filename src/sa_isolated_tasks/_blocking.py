@@ -16,7 +16,7 @@ from typing import Any
 
 from sa_isolated_tasks._gate import Gate
 
-__all__ = ["is_starting_another", "waits_for"]
+__all__ = ["waits_for"]
 
 _LIMIT = 1_000
 
@@ -36,11 +36,6 @@ def waits_for(waiter: asyncio.Task[Any], task: asyncio.Task[Any]) -> bool:
         seen.update(map(id, fresh))
         reached.extend(fresh)
     return False
-
-
-def is_starting_another(task: asyncio.Task[Any]) -> bool:
-    """Whether *task* is in the middle of making a task whose first step runs at once: an eager one."""
-    return task is not asyncio.current_task() and getattr(task.get_coro(), "cr_running", False)
 
 
 def _awaited_by(task: asyncio.Task[Any]) -> object:
