@@ -7,6 +7,8 @@ import contextlib
 
 import anyio
 import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
 from support import Item, session_maker
 
 from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError, isolated_session
@@ -103,6 +105,27 @@ async def test_a_commit_of_the_body_is_awaited(slow_commit, engine, Session, nam
 
     assert ["a"] == await names_in_table(engine)
     assert (Outcome.COMMITTED, ["committed"]) == (outcome, steps)
+
+
+async def test_a_commit_with_nothing_left_to_flush_is_awaited(slow_commit, engine, Session, names_in_table):
+    """Nor does a listener matter that takes away, in ``before_flush``, all that there was to flush."""
+
+    async def body(session):
+        await session.execute(sa.insert(Item).values(name="a"))
+        session.add(Item(name="b"))
+        event.listen(session.sync_session, "before_flush", lambda flushing, *_: flushing.expunge_all())
+        await session.commit()
+
+    async with TaskScope(Session, name="t", limit=1) as scope:
+        handle = scope.spawn(body)
+        await slow_commit.reached()
+        handle.cancel()
+        await slow_commit.release()
+        with pytest.raises(UnitCancelledError):
+            await handle
+
+    assert ["a"] == await names_in_table(engine)
+    assert Outcome.COMMITTED is handle.outcome
 
 
 async def test_a_body_that_waits_for_the_commit_of_a_helper_knows_its_outcome(

@@ -230,6 +230,14 @@ def _after_transaction_create(session: Session, transaction: SessionTransaction)
         record = record_of(session)
         record.reopened = record.reopened or record.is_closed(session)
         record.remember(session)
+    elif not transaction.nested:
+        # The transaction of a flush, within the root's.
+        # Q: Why not leave it as it is? A: A connection that dies in the flush has committed nothing:
+        # test_unit.py::test_a_connection_that_dies_in_the_flush_of_a_commit_has_committed_nothing.
+        # Q: Why not `before_flush`? A: After it there may be nothing left to flush, and COMMIT follows at once:
+        # test_commit_in_body.py::test_a_commit_with_nothing_left_to_flush_is_awaited.
+        record = record_of(session)
+        record.flushes_to_commit, record.commit_sent = record.commit_sent, False
 
 
 def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
@@ -275,24 +283,14 @@ def _before_commit(session: Session) -> None:
         record.committer = asyncio.current_task() if record.isolated else None
 
 
-def _before_flush(session: Session, *_: object) -> None:
-    # Q: Why not leave it as it is? A: A connection that dies in the flush has committed nothing:
-    # test_unit.py::test_a_connection_that_dies_in_the_flush_of_a_commit_has_committed_nothing.
-    record = record_of(session)
-    record.flushes_to_commit, record.commit_sent = record.commit_sent, False
-
-
-def _after_flush_postexec(session: Session, _: object) -> None:
-    record = record_of(session)
-    record.commit_sent, record.flushes_to_commit = record.flushes_to_commit, False
-
-
 def _after_rollback(session: Session) -> None:
     # `expunge_all()` inside the transaction has replaced the identity map; the session is not closed for that.
     record = record_of(session)
     record.remember(session)
     # COMMIT was sent, and its connection given up before an answer came, or because none would: nobody knows.
     record.lost = record.commit_sent and record.has_lost_a_connection
+    if session.get_nested_transaction() is None:
+        record.flushes_to_commit = False
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
@@ -302,7 +300,9 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         parent, record.parent = record.parent, None
         if parent is not None:
             parent.ended()
-    elif transaction.nested and record.parent is not None:
+    elif not transaction.nested:
+        record.commit_sent, record.flushes_to_commit = record.flushes_to_commit, False
+    elif record.parent is not None:
         record.parent.savepoint_ended(transaction)
 
 
@@ -311,8 +311,6 @@ _LISTENERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("after_begin", _after_begin),
     ("after_commit", _after_commit),
     ("before_commit", _before_commit),
-    ("before_flush", _before_flush),
-    ("after_flush_postexec", _after_flush_postexec),
     ("after_rollback", _after_rollback),
     ("after_transaction_end", _after_transaction_end),
 )
