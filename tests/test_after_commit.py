@@ -873,7 +873,8 @@ async def test_an_eager_wait_for_a_unit_that_is_dropped_meanwhile(lite_scope, sy
         await asyncio.wait_for(waiting, 10)
 
 
-async def test_after_a_commit_in_a_thread_waiting_is_no_deadlock(lite_scope, sync_session_maker):
+@pytest.mark.parametrize("when", ["before the await", "in the turn of the await"])
+async def test_after_a_commit_in_a_thread_waiting_is_no_deadlock(lite_scope, sync_session_maker, when):
     """The row is there, a hook still runs in the thread, and the loop has not been told: the unit may be awaited."""
     committed, release = threading.Event(), threading.Event()
     parent = sync_session_maker()
@@ -883,11 +884,17 @@ async def test_after_a_commit_in_a_thread_waiting_is_no_deadlock(lite_scope, syn
         committed.set()
         release.wait()
 
+    def commit():
+        thread.start()
+        committed.wait()
+
     parent.add(Item(name="a"))
     handle = lite_scope.spawn_after_commit(parent, answer)
     thread = threading.Thread(target=parent.commit)
-    thread.start()
-    committed.wait()
+    if when == "before the await":
+        commit()
+    else:
+        asyncio.get_running_loop().call_soon(commit)
     try:
         result = await handle
     finally:
