@@ -8,8 +8,9 @@ import contextlib
 import anyio
 import pytest
 import sqlalchemy as sa
+from slow_commit import SlowCommit
 from sqlalchemy import event
-from support import Item, session_maker
+from support import Item, reset, session_maker
 
 from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError, isolated_session
 
@@ -126,6 +127,73 @@ async def test_a_commit_with_nothing_left_to_flush_is_awaited(slow_commit, engin
 
     assert ["a"] == await names_in_table(engine)
     assert Outcome.COMMITTED is handle.outcome
+
+
+@pytest.fixture
+async def slow_psycopg(psycopg, make_engine):
+    """An engine, its COMMITs that wait, and the class of its driver's connections."""
+    from psycopg import AsyncConnection
+
+    engine = make_engine(psycopg)
+    await reset(engine)
+    commit = SlowCommit(engine)
+    await commit.hold()
+    yield engine, commit, AsyncConnection
+    await commit.release()
+
+
+@pytest.mark.parametrize("seconds", [60, 0.001])
+async def test_a_driver_that_waits_with_a_timeout_is_in_a_call(slow_psycopg, names_in_table, monkeypatch, seconds):
+    """Whether it runs out, as that of psycopg 3.2 does ten times a second, or not: the commit is awaited."""
+    engine, slow_commit, driver = slow_psycopg
+
+    async def commit(connection):
+        committing = asyncio.ensure_future(really_commit(connection))
+        try:
+            while not committing.done():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(committing), seconds)
+        finally:
+            committing.cancel()
+
+    really_commit = driver.commit
+    monkeypatch.setattr(driver, "commit", commit)
+    async with TaskScope(session_maker(engine), name="t", limit=1) as scope:
+        handle = scope.spawn(commit_and_go_on, [])
+        await slow_commit.reached()
+        handle.cancel()
+        for _ in range(3):
+            await slow_commit.reached()
+        await slow_commit.release()
+        with pytest.raises(UnitCancelledError):
+            await handle
+
+    assert ["a"] == await names_in_table(engine)
+    assert Outcome.COMMITTED is handle.outcome
+
+
+async def test_a_timeout_of_the_driver_gets_into_a_commit_that_is_awaited(slow_psycopg, monkeypatch):
+    """The driver may give the commit up, though nobody else may; then nobody knows what became of it."""
+    engine, slow_commit, driver = slow_psycopg
+    deadlines = []
+
+    async def commit(connection):
+        async with asyncio.timeout(None) as deadline:
+            deadlines.append(deadline)
+            await really_commit(connection)
+
+    really_commit = driver.commit
+    monkeypatch.setattr(driver, "commit", commit)
+    async with asyncio.timeout(20), TaskScope(session_maker(engine), name="t", limit=1, cancel_timeout=600) as scope:
+        handle = scope.spawn(commit_and_go_on, [])
+        await slow_commit.reached()
+        handle.cancel()
+        await asyncio.sleep(0)
+        deadlines[0].reschedule(0)
+        with pytest.raises(TimeoutError):
+            await handle
+
+    assert Outcome.UNKNOWN is handle.outcome
 
 
 async def test_a_body_that_waits_for_the_commit_of_a_helper_knows_its_outcome(

@@ -189,6 +189,61 @@ async def test_a_timeout_of_the_work_runs_out_during_a_hold(goes_on, fails):
     assert ("from outside",) == steps[0].held.args
 
 
+@pytest.mark.parametrize("first", ["the timeout", "the cancellation"])
+async def test_a_timeout_of_the_work_runs_out_in_the_turn_of_a_cancellation(first):
+    """One CancelledError comes for both: the timeout takes its own, and the other is held."""
+
+    async def work():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await asyncio.Event().wait()
+        return "done"
+
+    async def whole():
+        steps.append(Holding(work()))
+        result = await steps[0]
+        return result, asyncio.current_task().cancelling(), await cancelled_at_its_next_suspension()
+
+    steps, deadlines = [], []
+    task = asyncio.create_task(whole())
+    await asyncio.sleep(0)
+    orders = [lambda: deadlines[0].reschedule(0), lambda: task.cancel("from outside")]
+    for step in orders if first == "the timeout" else reversed(orders):
+        step()
+
+    assert ("done", 1, False) == await task
+    assert (("from outside",), 1) == (steps[0].held.args, steps[0].holds_begun)
+
+
+async def test_what_a_timeout_of_the_work_does_in_the_end_is_cut_off_by_nothing():
+    """It has its one cancellation; what was held before it is held still."""
+
+    async def work():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await release.wait()
+                    cleaned_up.append(True)
+        return "done"
+
+    steps, deadlines, cleaned_up, release = Holding(work()), [], [], asyncio.Event()
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    task.cancel("from outside")
+    await asyncio.sleep(0)
+    deadlines[0].reschedule(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    release.set()
+
+    assert "done" == await task
+    assert ([True], ("from outside",)) == (cleaned_up, steps.held.args)
+
+
 async def test_what_is_awaited_is_seen_through_an_object_with_an_await_of_its_own():
     """Such as a handle: what its ``__await__`` gives hides a coroutine."""
 

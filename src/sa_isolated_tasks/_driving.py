@@ -34,8 +34,7 @@ R = TypeVar("R")
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
 # Where SQLAlchemy calls the drivers.
 _DRIVING = tuple(str(Path(sqlalchemy.__file__).parent / part) for part in ("dialects", "connectors"))
-# The name of asyncio's, and of the one that SQLAlchemy 2.1 has for Python 3.11.
-_WAIT_FOR = "wait_for"
+_ASYNCIO = str(Path(asyncio.__file__).parent)
 _ENTRIES = ("do_orm_execute", "before_flush", "before_commit")
 
 
@@ -166,23 +165,28 @@ def _is_sqlite(session: AsyncSession) -> bool:
 
 
 def _is_of_the_body(awaiting: Any) -> bool:
+    return not _filename_of(awaiting).startswith(_SQLALCHEMY)
+
+
+def _filename_of(awaiting: Any) -> str:
     code = getattr(awaiting, "cr_code", None)
-    return code is None or not code.co_filename.startswith(_SQLALCHEMY)
+    return "" if code is None else code.co_filename
 
 
 def _is_in_a_call(coroutine: Any) -> bool:
     """
     Whether a coroutine of SQLAlchemy's is in the chain of what this one awaits.
 
-    Not while it waits for a connection of the pool: that may be cut off, and is, by the pool's own timeout, which
-    cancels this very task: test_driving.py::test_the_timeout_of_the_pool_is_not_held.
+    Not while it waits for a connection of the pool, which is a queue of asyncio's: that may be cut off, and is, by the
+    pool's own timeout, which cancels this very task: test_driving.py::test_the_timeout_of_the_pool_is_not_held.
+    A driver may wait with a timeout too, and is in a call all the same:
+    test_commit_in_body.py::test_a_driver_that_waits_with_a_timeout_is_in_a_call.
     """
-    chain = itertools.dropwhile(_is_of_the_body, awaited_by(coroutine))
-    codes = [getattr(awaiting, "cr_code", None) for awaiting in chain]
-    return bool(codes) and not any(code is not None and code.co_name == _WAIT_FOR for code in codes[1:])
+    chain = list(itertools.dropwhile(_is_of_the_body, awaited_by(coroutine)))
+    called = next(filter(_is_of_the_body, chain), None)
+    return bool(chain) and not _filename_of(called).startswith(_ASYNCIO)
 
 
 def _is_in_a_driver(coroutine: Any) -> bool:
     """Whether a coroutine with which SQLAlchemy calls a driver is in the chain."""
-    codes = [getattr(awaiting, "cr_code", None) for awaiting in awaited_by(coroutine)]
-    return any(code is not None and code.co_filename.startswith(_DRIVING) for code in codes)
+    return any(_filename_of(awaiting).startswith(_DRIVING) for awaiting in awaited_by(coroutine))

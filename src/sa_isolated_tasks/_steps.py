@@ -49,7 +49,6 @@ class Steps(Generic[R]):
         "_groups",
         "_is_left",
         "_lent",
-        "_one_too_many",
         "_seen",
         "_waiting",
         "held",
@@ -63,8 +62,8 @@ class Steps(Generic[R]):
         # A cancellation has reached the work.
         self.is_struck = False
         self._asked = 0
+        # Cancellations that are held, and do not count while a timeout of the work, which has run out, has its way.
         self._lent = 0
-        self._one_too_many = False
         self._gate: Gate | None = None
         self._groups: tuple[asyncio.TaskGroup, ...] = ()
         self._seen: tuple[asyncio.TaskGroup, ...] = ()
@@ -97,7 +96,7 @@ class Steps(Generic[R]):
         """A cancellation was remembered; before that there was none."""
         raise NotImplementedError
 
-    def __await__(self) -> Generator[Any, None, R]:  # noqa: C901 -- a function more is one call more for each suspension
+    def __await__(self) -> Generator[Any, None, R]:  # noqa: C901, PLR0912 -- one function more is one call more a suspension
         error: BaseException | None = None
         try:
             if self._waiting is not None:
@@ -106,12 +105,14 @@ class Steps(Generic[R]):
                 try:
                     waiting = self._coroutine.send(None) if error is None else self._throw(error)
                 except BaseException as end:
-                    if self._one_too_many:
-                        yield from self._absorb()
+                    if self._lent:
+                        yield from self._take_back()
                     if not isinstance(end, StopIteration):
                         raise
                     result: R = end.value
                     return result
+                if self._lent and not self.owns():
+                    yield from self._take_back()
                 error = None
                 if self.holds():
                     error = yield from self._wait(waiting)
@@ -148,10 +149,16 @@ class Steps(Generic[R]):
                     yield gate
             except asyncio.CancelledError as cancelled:
                 if self.owns():
+                    # Q: Is it the timeout's alone? A: Not if another came in the same turn of the loop:
+                    # test_steps.py::test_a_timeout_of_the_work_runs_out_in_the_turn_of_a_cancellation.
+                    if times_cancelled() > asked + 1:
+                        self._hold(asyncio.CancelledError(*cancelled.args), asked)
                     return self._let_in(cancelled, waiting)
                 shield = anyio_shield()
                 self._hold(cancelled, asked)
             if self._is_left:
+                if self._lent:
+                    yield from self._take_back()
                 self._waiting = waiting
                 raise PatienceEnded
         return (yield from self._resume(waiting))
@@ -203,34 +210,34 @@ class Steps(Generic[R]):
     def take_held(self) -> asyncio.CancelledError | None:
         """The cancellation that is due: none if who asked for it, a timeout in the work, has taken it back."""
         held, self.held = self.held, None
-        return held if times_cancelled() > self._asked else None
+        return held if times_cancelled() + self._lent > self._asked else None
 
     def _let_in(self, cancelled: asyncio.CancelledError, waiting: asyncio.Future[Any]) -> asyncio.CancelledError:
         """A timeout inside the work has run out, and cancels what it waits for, as it would without a driver."""
         waiting.cancel()
         # Q: Why does it matter what is held? A: The timeout looks at the number of cancellations of its task, and takes
         # none for its own while there is another: test_steps.py::test_a_timeout_of_the_work_runs_out_during_a_hold.
-        self._lent = 0 if self.held is None else times_cancelled() - self._asked - 1
+        if self.held is not None and not self._lent:
+            task: Any = asyncio.current_task()
+            self._lent = times_cancelled() - self._asked - 1
+            for _ in range(self._lent):
+                task.uncancel()
         return cancelled
 
     def _throw(self, error: BaseException) -> asyncio.Future[Any] | None:
+        waiting: asyncio.Future[Any] | None = self._coroutine.throw(error)
+        return waiting
+
+    def _take_back(self) -> Generator[Any, None, None]:
+        """
+        The timeout is through: what is held counts again.
+
+        Cancelling a running task, to that end, makes for one CancelledError too many.
+        """
         lent, self._lent = self._lent, 0
         task: Any = asyncio.current_task()
         for _ in range(lent):
-            task.uncancel()
-        self._one_too_many = lent > 0
-        try:
-            waiting: asyncio.Future[Any] | None = self._coroutine.throw(error)
-        finally:
-            for _ in range(lent):
-                task.cancel()
-        # The work goes on: what comes at its next suspension is one of those that are held already.
-        self._one_too_many = False
-        return waiting
-
-    def _absorb(self) -> Generator[Any, None, None]:
-        """Cancelling a running task, to give back what was lent, makes for one CancelledError too many."""
-        self._one_too_many = False
+            task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             yield
 
