@@ -189,7 +189,8 @@ def build(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", f"{dist}/source/*", f"{dist}/tree/*")
 
 
-@nox.session
+# Not on 3.11, which one of the peers does without.
+@nox.session(python="3.13")
 def bench(session: nox.Session) -> None:
     """What a unit costs, next to the pattern by hand and to other packages: writes docs/benchmarks.md."""
     session.install(".", *GROUPS["bench"])
