@@ -79,6 +79,23 @@ async def test_a_cancellation_at_a_bare_yield_is_held():
     assert (("first",), 1) == (steps.held.args, steps.holds_begun)
 
 
+async def test_a_cancellation_that_the_work_asks_for_itself_is_held():
+    """It is due like any other, though the task was cancelled before it came to wait."""
+
+    async def work():
+        asyncio.current_task().cancel("by itself")
+        await Turn()
+        return "done"
+
+    async def whole():
+        steps = Holding(work())
+        return await steps, steps.take_held()
+
+    result, held = await asyncio.create_task(whole())
+
+    assert ("done", ("by itself",)) == (result, held.args)
+
+
 async def test_what_is_held_is_thrown_when_nothing_holds_any_longer():
     """At once, if the driver is woken, and what the work waits for is cancelled, as a task would do it."""
 

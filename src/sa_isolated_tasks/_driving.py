@@ -54,7 +54,17 @@ class Driven(Steps[R]):
         give_up: cuts the connection.
     """
 
-    __slots__ = ("_give_up", "_given_up", "_giving_up", "_has_lock", "_patience", "_record", "_session", "_timers")
+    __slots__ = (
+        "_give_up",
+        "_given_up",
+        "_giving_up",
+        "_has_lock",
+        "_patience",
+        "_record",
+        "_session",
+        "_timers",
+        "is_finishing",
+    )
 
     def __init__(
         self,
@@ -73,10 +83,14 @@ class Driven(Steps[R]):
         self._giving_up: asyncio.Task[None] | None = None
         self._has_lock = _is_sqlite(session)
         self._timers: tuple[asyncio.TimerHandle, ...] = ()
+        # From now on everything is held: the body is through, and the commit is the unit's.
+        self.is_finishing = False
 
     def holds(self) -> bool:
         if self._given_up:
             return False
+        if self.is_finishing:
+            return True
         # Q: Why hold a second cancellation where the first one got in? A: The driver tells the server to end the
         # statement; cut off in that, it leaves it running, in its transaction, for who knows how long:
         # test_c20_connections_after_a_cancelled_task.py.
@@ -123,7 +137,7 @@ class Driven(Steps[R]):
     def __await__(self) -> Generator[Any, None, R]:
         try:
             result = yield from super().__await__()
-            self._on_entry()
+            self.deliver()
         except BaseException as error:
             if self._giving_up is not None and self.held is not None and isinstance(error, Exception):
                 raise self.held from error  # it is the connection that was cut that failed
@@ -142,7 +156,12 @@ class Driven(Steps[R]):
             event.remove(self._session.sync_session, name, self._on_entry)
 
     def _on_entry(self, *_: object) -> None:
-        """Of a call; or the end of the body: a cancellation that is due comes out here."""
+        """Of a call: a cancellation that is due comes out here, but not within the unit's commit."""
+        if not self.is_finishing:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Raises the cancellation that is held, if it is still due."""
         cancelled = None if self.held is None else self.take_held()
         if cancelled is not None:
             raise cancelled

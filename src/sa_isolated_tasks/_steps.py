@@ -204,7 +204,9 @@ class Steps(Generic[R]):
         self._look_for_groups()
         if self.held is None:
             self.held = cancelled
-            self._asked = asked
+            # Q: Was it asked for since this wait began? A: Not if the work itself, on its last step, has cancelled its
+            # task: test_steps.py::test_a_cancellation_that_the_work_asks_for_itself_is_held.
+            self._asked = min(asked, times_cancelled() - 1)
             self.on_hold()
 
     def take_held(self) -> asyncio.CancelledError | None:

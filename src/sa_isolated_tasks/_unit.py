@@ -182,8 +182,7 @@ class Unit(Generic[R]):
     async def _run_with(self, session: AsyncSession, asked: int) -> R:
         """A session from a plain factory: commit, rollback and close are the unit's."""
         try:
-            result = await self._run_body(session, asked)
-            await self._commit(session)
+            result = await self._driven(self._run_body(session, asked, commits=True), session)
         except BaseException as error:
             if self._is_being_collected(error):
                 raise
@@ -199,7 +198,7 @@ class Unit(Generic[R]):
         try:
             self._record = adopt(session, in_use=True)
             self._session = session
-            result = await self._run_body(session, asked)
+            result = await self._driven(self._run_body(session, asked, commits=False), session)
         except BaseException as error:
             if self._is_being_collected(error):
                 raise
@@ -224,21 +223,27 @@ class Unit(Generic[R]):
         except RuntimeError:
             return True
 
-    async def _run_body(self, session: AsyncSession, asked: int) -> R:
+    async def _run_body(self, session: AsyncSession, asked: int, *, commits: bool) -> R:
+        """Driven as a whole: a driver of its own for the commit would cost as much as both cost now."""
         self.phase = Phase.BODY
         started = perf_counter()
         try:
             if self._timeout is None:
-                result = await self._driven(self._start(session), session)
+                result = await self._start(session)
             else:
                 result = await self._run_body_in_time(session, self._timeout)
         finally:
             self._body_seconds = perf_counter() - started
         # Q: The body returned; why ask? A: It, or a TaskGroup in it, may have swallowed the cancellation, and half of
         # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
-        left = 0 if self._driver is None else self._driver.left_by_groups
+        left = 0
+        if self._driver is not None:
+            self._driver.deliver()
+            left = self._driver.left_by_groups
         if self.cancel_requested or times_cancelled() - left > asked:
             raise asyncio.CancelledError
+        if commits and session.in_transaction():
+            await self._commit(session)
         return result
 
     def _start(self, session: AsyncSession) -> Coroutine[Any, Any, R]:
@@ -254,18 +259,18 @@ class Unit(Generic[R]):
 
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
         async with asyncio.timeout(seconds) as deadline:
-            result = await self._driven(self._start(session), session)
+            result = await self._start(session)
         if deadline.expired():  # the body swallowed it
             raise TimeoutError
         return result
 
     async def _commit(self, session: AsyncSession) -> None:
-        if not session.in_transaction():
-            return
         self.phase = Phase.COMMITTING
+        if self._driver is not None:
+            self._driver.is_finishing = True
         started = perf_counter()
         try:
-            await finish(session.commit(), patience=self.patience, give_up=self.abandon)
+            await session.commit()
         except BaseException as error:
             if self._abandoned and self.cancel_requested and isinstance(error, Exception):
                 raise asyncio.CancelledError from error  # it is the connection that was cut that failed
