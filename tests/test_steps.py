@@ -261,6 +261,37 @@ async def test_what_a_timeout_of_the_work_does_in_the_end_is_cut_off_by_nothing(
     assert ([True], ("from outside",)) == (cleaned_up, steps.held.args)
 
 
+async def test_who_leaves_in_the_middle_of_a_timeout_is_cancelled_as_often_as_before():
+    """What was lent to the timeout comes back, and there is no CancelledError too many."""
+
+    async def work():
+        async with asyncio.timeout(None) as deadline:
+            deadlines.append(deadline)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.Event().wait()
+
+    async def leave():
+        with pytest.raises(PatienceEnded):
+            await steps
+        return asyncio.current_task().cancelling(), await cancelled_at_its_next_suspension()
+
+    deadlines = []
+    steps = Holding(work())
+    task = asyncio.create_task(leave())
+    await asyncio.sleep(0)
+    task.cancel("from outside")
+    await asyncio.sleep(0)
+    deadlines[0].reschedule(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    steps.leave()
+
+    assert (2, False) == await task
+    steps._coroutine.close()
+
+
 async def test_what_is_awaited_is_seen_through_an_object_with_an_await_of_its_own():
     """Such as a handle: what its ``__await__`` gives hides a coroutine."""
 

@@ -225,6 +225,8 @@ class Unit(Generic[R]):
 
     async def _run_body(self, session: AsyncSession, asked: int, *, commits: bool) -> R:
         """Driven as a whole: a driver of its own for the commit would cost as much as both cost now."""
+        driver = self._driver
+        assert driver is not None  # noqa: S101 -- it is what runs this
         self.phase = Phase.BODY
         started = perf_counter()
         try:
@@ -236,13 +238,12 @@ class Unit(Generic[R]):
             self._body_seconds = perf_counter() - started
         # Q: The body returned; why ask? A: It, or a TaskGroup in it, may have swallowed the cancellation, and half of
         # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
-        left = 0
-        if self._driver is not None:
-            self._driver.deliver()
-            left = self._driver.left_by_groups
-        if self.cancel_requested or times_cancelled() - left > asked:
+        driver.deliver()
+        if self.cancel_requested or times_cancelled() - driver.left_by_groups > asked:
             raise asyncio.CancelledError
         if commits and session.in_transaction():
+            self.phase = Phase.COMMITTING
+            driver.is_finishing = True
             await self._commit(session)
         return result
 
@@ -265,9 +266,6 @@ class Unit(Generic[R]):
         return result
 
     async def _commit(self, session: AsyncSession) -> None:
-        self.phase = Phase.COMMITTING
-        if self._driver is not None:
-            self._driver.is_finishing = True
         started = perf_counter()
         try:
             await session.commit()
