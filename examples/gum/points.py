@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from gum_ai import Update
@@ -158,9 +158,19 @@ def _is_gums(task: asyncio.Task[object]) -> bool:
     return getattr(task.get_coro(), "__qualname__", "") == "Queue.get"
 
 
-PHASES = (observe, roll_back, fail_and_cancel, leave_in_mid_flight)
+PHASES = {observe: (1, 2, 3, 4, 5, 7, 8), roll_back: (2,), fail_and_cancel: (4, 5), leave_in_mid_flight: (6,)}
+# Seconds; with the shared session a task may wait for ever, for a session that another one has broken.
+LONGEST = 120
 
 
 def check(setting: Setting) -> list[Finding]:
     """Each phase in a loop of its own, so that what one leaves behind is not seen by the next."""
-    return [finding for phase in PHASES for finding in asyncio.run(phase(setting))]
+    return [finding for phase in PHASES for finding in asyncio.run(_in_time(phase, setting))]
+
+
+async def _in_time(phase: Callable[[Setting], Awaitable[list[Finding]]], setting: Setting) -> list[Finding]:
+    try:
+        async with asyncio.timeout(LONGEST):
+            return await phase(setting)
+    except TimeoutError:
+        return [Finding(point, False, f"no end in {LONGEST} s") for point in PHASES[phase]]  # noqa: FBT003
