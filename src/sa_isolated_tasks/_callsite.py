@@ -7,9 +7,8 @@ import inspect
 import itertools
 import linecache
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 __all__ = ["CallSite", "Source", "find_call", "innermost_line"]
 
@@ -18,8 +17,7 @@ _LIBRARIES = {"asyncio", "sqlalchemy"}
 _UNKNOWN = object()
 
 
-@dataclass(frozen=True, slots=True)
-class CallSite:
+class CallSite(NamedTuple):
     """
     Where the user's code called into this package.
 
@@ -61,8 +59,7 @@ class CallSite:
         return next((name for name, item in variables.items() if item is value), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """The call and its guilty argument, as the user has written them."""
 
     call: ast.Call

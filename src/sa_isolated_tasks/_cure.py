@@ -14,8 +14,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy
 from sqlalchemy.ext.asyncio import async_object_session
@@ -30,20 +29,19 @@ __all__ = ["Finding", "cure_for"]
 _MOST_STEPS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """
     Where something was found that must not be passed.
 
     *path* leads from an argument, or from the function itself, to it. *offset* is how many arguments stand before the
-    function's own in the source of the call, *count* how many of its own are given by position. *parameter* takes the
-    argument; *is_needed* if the function cannot do without.
+    function's own in the source of the call, *positional* how many of its own are given by position. *parameter* takes
+    the argument; *is_needed* if the function cannot do without.
     """
 
     path: tuple[Node, ...]
     function: str
     offset: int
-    count: int
+    positional: int
     parameter: str
     is_needed: bool
     is_instance: bool
@@ -87,7 +85,7 @@ def cure_for(finding: Finding, site: CallSite) -> str:
             return source.having(literal)
     # A holder of a kind that cannot do without it is what has to be left out itself.
     for length in range(len(finding.path), 1, -1):
-        part = replace(finding, path=finding.path[:length])
+        part = finding._replace(path=finding.path[:length])
         cure = part.last.kind in _CURES and _CURES[part.last.kind](part, source, site)
         if cure:
             return cure
@@ -111,7 +109,7 @@ def _source_of(finding: Finding, site: CallSite) -> Source | None:
 
 def _is_call_of(finding: Finding, call: ast.Call, site: CallSite) -> bool:
     """The line may call something else, which then makes the call: ``map``, ``asyncio``, a decorator's wrapper."""
-    if len(call.args) != finding.offset + finding.count or any(isinstance(arg, ast.Starred) for arg in call.args):
+    if len(call.args) != finding.offset + finding.positional or any(isinstance(arg, ast.Starred) for arg in call.args):
         return False
     if finding.offset:
         return site.callee in {"spawn", "spawn_after_commit", "in_session"}

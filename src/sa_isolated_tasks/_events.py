@@ -6,7 +6,6 @@ What is made for every unit is a named tuple: a frozen dataclass takes five time
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sa_isolated_tasks._types import Outcome, TaskState, Timing
@@ -48,8 +47,7 @@ class UnitEnded(NamedTuple):
     spawned_at: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeWaiting:
+class ScopeWaiting(NamedTuple):
     """
     A scope that is being left still waits for units: sent every 30 seconds. *waited* is in seconds.
 

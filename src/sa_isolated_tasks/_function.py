@@ -8,8 +8,7 @@ import inspect
 import pickle
 import types
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Generic, ParamSpec, TypeVar, cast, final, overload
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, final, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -42,8 +41,7 @@ OwnerT_co = TypeVar("OwnerT_co", covariant=True)
 _METADATA = ("__module__", "__name__", "__qualname__", "__doc__", "__type_params__")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Declaration:
+class Declaration(NamedTuple):
     """What was decorated: the function, its shape, and where its sessions come from."""
 
     fn: Callable[..., Coroutine[Any, Any, Any]]
@@ -52,7 +50,7 @@ class Declaration:
     """A factory, or the name of the attribute of ``self`` that is one."""
 
     def using(self, factory: Factory) -> Declaration:
-        return replace(self, source=SessionFactory(factory))
+        return self._replace(source=SessionFactory(factory))
 
     def factory_for(self, bound: tuple[Any, ...]) -> SessionFactory:
         if isinstance(self.source, SessionFactory):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -138,8 +137,7 @@ def check(passed: Passed, guard: Guard = "raise", signature: inspect.Signature |
 _Judged: TypeAlias = tuple[str, type[IsolatedTasksError]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
+class _Verdict(NamedTuple):
     node: Node
     what: str
     error: type[IsolatedTasksError]
@@ -161,7 +159,7 @@ def _refuse(verdict: _Verdict, passed: Passed, guard: Guard, signature: inspect.
         path=path,
         function=passed.name,
         offset=passed.offset,
-        count=len(passed.args),
+        positional=len(passed.args),
         parameter=parameter,
         is_needed=bool(parameter) and signature is not None and _is_needed(path[0].key, passed, signature),
         is_instance=verdict.error is InstancePassedError,

@@ -14,7 +14,6 @@ import contextvars
 import datetime as dt
 import decimal
 import dis
-import fractions
 import functools
 import gc
 import itertools
@@ -60,7 +59,7 @@ def bases_of(value: object) -> tuple[_Class, ...]:
 
 _SCALARS: tuple[_Class, ...] = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range),
-    *(type(Ellipsis), type(NotImplemented), decimal.Decimal, fractions.Fraction, uuid.UUID),
+    *(type(Ellipsis), type(NotImplemented), decimal.Decimal, uuid.UUID),
     *(dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone),
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from sa_isolated_tasks._factory import SessionFactory
@@ -134,7 +133,7 @@ def _decorate(fn: Any, source: SessionFactory | str) -> Isolated:
     _refuse_body(inner)
     shape = read_shape(inner)
     if is_a(fn, staticmethod):
-        shape = replace(shape, guessed=False)
+        shape = shape._replace(guessed=False)
     declaration = Declaration(inner, shape, source)
     if is_a(fn, classmethod):
         _expect(declaration, Kind.METHOD, "cls")

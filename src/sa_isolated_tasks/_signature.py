@@ -9,8 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -43,8 +42,7 @@ class Kind(enum.Enum):
     METHOD = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """*signature* is the one that callers see: without the session, and for methods with ``self``."""
 
     kind: Kind

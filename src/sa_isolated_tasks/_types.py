@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -93,8 +92,7 @@ class Timing(NamedTuple):
     waiting: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class UnitSnapshot:
+class UnitSnapshot(NamedTuple):
     """
     One unit, frozen at a moment.
 
@@ -116,8 +114,7 @@ class UnitSnapshot:
         return f"{self.name} ({self.state.value} for {self.age:.2f}s, spawned at {self.spawned_at}{doing})"
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeSnapshot:
+class ScopeSnapshot(NamedTuple):
     """
     One scope, frozen at a moment: for a person or a metric.
 
