@@ -13,7 +13,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from benchmarks.handwritten import LOGGER, Background, Runner, begin_block, one_commit
 from benchmarks.setup import Setup, logger
@@ -25,6 +25,7 @@ Contender: TypeAlias = Callable[[Setup], AbstractAsyncContextManager[Batch]]
 
 OURS = "this package"
 OURS_UNLIMITED = "this package, `limit=None`"
+OURS_TO_THE_FULL = "this package, `limit=10`: no connection stays free"
 OURS_GATHERED = "this package, `gather(*handles)`"
 BY_HAND = "by hand: `begin()`, semaphore"
 BY_HAND_UNLIMITED = "by hand: `begin()`, no semaphore"
@@ -34,9 +35,9 @@ LEAST = "the floor, with a task and a log record for each unit"
 
 
 @contextlib.asynccontextmanager
-async def _scope(setup: Setup, *, limited: bool) -> AsyncIterator[Batch]:
+async def _scope(setup: Setup, *, limit: int | Literal["pool"] | None = "pool") -> AsyncIterator[Batch]:
     logger("sa_isolated_tasks")
-    async with TaskScope(setup.Session, name="bench", limit="pool" if limited else None) as scope:
+    async with TaskScope(setup.Session, name="bench", limit=limit) as scope:
 
         async def batch(body: Body, count: int) -> None:
             handles = [scope.spawn(body, number) for number in range(count)]
@@ -44,6 +45,10 @@ async def _scope(setup: Setup, *, limited: bool) -> AsyncIterator[Batch]:
             del handles
 
         yield batch
+
+
+def _to_the_full(setup: Setup) -> AbstractAsyncContextManager[Batch]:
+    return _scope(setup, limit=setup.slots)
 
 
 @contextlib.asynccontextmanager
@@ -117,7 +122,8 @@ async def _least(setup: Setup) -> AsyncIterator[Batch]:
 
 
 BOUNDED: dict[str, Contender] = {
-    OURS: functools.partial(_scope, limited=True),
+    OURS: _scope,
+    OURS_TO_THE_FULL: _to_the_full,
     OURS_GATHERED: _gathered,
     BY_HAND: _by_hand,
     LEAN: functools.partial(_by_hand, opened=one_commit),
@@ -125,6 +131,6 @@ BOUNDED: dict[str, Contender] = {
     FLOOR: _floor,
 }
 UNBOUNDED: dict[str, Contender] = {
-    OURS_UNLIMITED: functools.partial(_scope, limited=False),
+    OURS_UNLIMITED: functools.partial(_scope, limit=None),
     BY_HAND_UNLIMITED: functools.partial(_by_hand, limited=False),
 }
