@@ -269,11 +269,16 @@ async def test_past_its_patience_the_statement_is_interrupted(session, slow):
 
 
 async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled(session, slow):
-    """The error is the driver's answer to the cut, and the cause of the cancellation that comes out."""
-    over = asyncio.Event()
+    """
+    The error is the driver's answer to the cut, and the cause of the cancellation that comes out.
+
+    That comes when the connection is closed, however often there was another one meanwhile.
+    """
+    failed, over = asyncio.Event(), asyncio.Event()
 
     async def body():
         await slow.select(session)
+        failed.set()
         raise ValueError("the connection was cut")
 
     async def give_up():
@@ -283,10 +288,16 @@ async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled
     task = driven(body(), session, patience=0, give_up=give_up)
     await slow.reached.wait()
     task.cancel("held")
+    await failed.wait()
+    for _ in range(5):
+        task.cancel("again")
+        await asyncio.sleep(0)
+    is_done = task.done()
+    over.set()
     with pytest.raises(asyncio.CancelledError, match="held") as caught:
         await task
-    over.set()
 
+    assert not is_done
     assert isinstance(caught.value.__cause__, ValueError)
 
 

@@ -23,7 +23,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sa_isolated_tasks._protect import LAST_WORDS
+from sa_isolated_tasks._protect import LAST_WORDS, settle
 from sa_isolated_tasks._steps import Steps, awaited_by, has_run_out
 from sa_isolated_tasks._watch import Record
 
@@ -139,8 +139,12 @@ class Driven(Steps[R]):
             result = yield from super().__await__()
             self.deliver()
         except BaseException as error:
-            if self._giving_up is not None and self.held is not None and isinstance(error, Exception):
-                raise self.held from error  # it is the connection that was cut that failed
+            if self._giving_up is not None and not isinstance(error, GeneratorExit):
+                # Q: It has failed; is the connection not closed by now? A: Its driver may still be at it:
+                # test_driving.py::test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled.
+                yield from settle(asyncio.wait([self._giving_up])).__await__()
+                if self.held is not None and isinstance(error, Exception):
+                    raise self.held from error  # it is the connection that was cut that failed
             raise
         finally:
             self.held = None
