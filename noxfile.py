@@ -14,7 +14,7 @@ import nox
 nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "quick"]
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -35,6 +35,7 @@ def _named(pairs: list[tuple[str, str]]) -> list[nox.param]:
     return [nox.param(*pair, id=f"py{pair[0]}-sqlalchemy{pair[1].rstrip('.*')}") for pair in pairs]
 
 
+NEWEST = "2.1.*"
 # SQLModel needs SQLAlchemy 2.0.14.
 OLD, NOT_WITH_OLD = ("1.4.54", "2.0.0"), ("sqlmodel",)
 # The oldest that pyproject.toml allows; with them only what needs no other library, since those ask for newer ones.
@@ -44,6 +45,7 @@ CORE_TESTS = [
     f"tests/test_{name}.py"
     for name in ("unit", "scope", "handle", "isolated", "after_commit", "watch", "driving", "commit_in_body", "sweep")
 ]
+SLOW = ("faults", "cases", "test_leaving.py", "test_soak.py", "test_limit.py")
 LOOP_TESTS = [f"tests/test_{name}.py" for name in ("scope", "handle", "after_commit", "limit")]
 # Everything that Python has to complain about, from the first import on.
 STRICT = ("python", "-X", "dev", "-W", "error")
@@ -56,10 +58,16 @@ assert found[0] == {0!r} and found[1].startswith({1!r}), found
 assert "site-packages" in sa_isolated_tasks.__file__, sa_isolated_tasks.__file__
 """
 
+LOWEST_MEANT = """
+from importlib.metadata import version
+for name, lowest in (requirement.split("==") for requirement in {0}):
+    assert version(name).startswith(lowest), (name, version(name))
+"""
 
-def install(session: nox.Session, *requirements: str, sqlalchemy: str = "") -> None:
+
+def install(session: nox.Session, *requirements: str, sqlalchemy: str) -> None:
     """The wheel, with *requirements*; a version of SQLAlchemy may end in a star."""
-    session.install(".", *([f"sqlalchemy=={sqlalchemy}"] if sqlalchemy else []), *requirements)
+    session.install(".", f"sqlalchemy=={sqlalchemy}", *requirements)
     session.run("python", "-c", MEANT.format(_python_of(session), sqlalchemy.rstrip("*")), silent=True)
 
 
@@ -71,28 +79,30 @@ def _python_of(session: nox.Session) -> str:
 
 
 def run_tests(session: nox.Session, *args: str) -> None:
-    # Two sessions at once need a database each; its name is made up by whoever starts them.
-    if "TEST_DATABASE" in os.environ:
-        session.run("python", "tests/databases.py", silent=True)
     session.run(*STRICT, "-m", "pytest", *args, *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests on this Python and the newest SQLAlchemy."""
-    install(session, *GROUPS["test"], *GROUPS["types"])
+    install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
     run_tests(session)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The same without those that have to wait, for a server or a program."""
+    install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
+    run_tests(session, *[f"--ignore=tests/{name}" for name in SLOW])
 
 
 # Not on 3.11, which tells no tracer that a coroutine goes on with an exception: lines that have run look as if not.
 @nox.session(python="3.13")
 def coverage(session: nox.Session) -> None:
     """The same with branch coverage, which has to be complete."""
-    install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy="2.1.*")
+    install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
     session.env["COVERAGE_FILE"] = f"{session.create_tmp()}/.coverage"
     session.run("coverage", "erase")
-    if "TEST_DATABASE" in os.environ:
-        session.run("python", "tests/databases.py", silent=True)
     session.run(*STRICT, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
@@ -124,6 +134,7 @@ def lowest(session: nox.Session) -> None:
     """The core tests with the lowest versions of everything that the package depends on."""
     bare = [name for name in GROUPS["test"] if name.startswith(BARE)]
     install(session, *LOWEST, *bare, sqlalchemy="1.4.54")
+    session.run("python", "-c", LOWEST_MEANT.format(LOWEST), silent=True)
     # The plugin of the anyio that gets along with them makes pytest warn.
     run_tests(session, "-p", "no:anyio", "-k", "not psycopg and not mariadb", *CORE_TESTS)
 
@@ -132,7 +143,7 @@ def lowest(session: nox.Session) -> None:
 @nox.parametrize("loop", ["uvloop", "eager"])
 def loops(session: nox.Session, loop: str) -> None:
     """The tests of scopes on another event loop, and with eager tasks."""
-    install(session, *GROUPS["test"])
+    install(session, *GROUPS["test"], sqlalchemy=NEWEST)
     session.env["SIT_LOOP"] = loop
     run_tests(session, *LOOP_TESTS)
 

@@ -17,7 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {"sa-isolated-tasks", "sqlalchemy", "greenlet", "typing-extensions"}
-IN_SOURCE = {"README.md", "CHANGELOG.md", "LICENSE", "noxfile.py", "pyproject.toml", "PKG-INFO"}
+IN_SOURCE = {
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
+    *("noxfile.py", "conftest.py", "pyproject.toml", "PKG-INFO"),
+}
 
 
 def build(outdir, *options):

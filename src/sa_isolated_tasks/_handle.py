@@ -352,6 +352,7 @@ class TaskHandle(Welcome, Generic[R_co]):
         Raises:
             asyncio.InvalidStateError: the unit has not ended.
             UnitCancelledError: it was cancelled.
+            TaskDroppedError: its parent's transaction ended without a commit.
             BaseException: what the unit raised.
         """
         self._require_end()

@@ -69,7 +69,7 @@ class Outcome(enum.Enum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     UNKNOWN = "unknown"
-    """The connection died during the commit, so the rows may be there or not."""
+    """The connection died or was cut in the transaction or its commit, so the rows may be there or not."""
 
 
 class Timing(NamedTuple):

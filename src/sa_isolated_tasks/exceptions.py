@@ -29,7 +29,10 @@ from __future__ import annotations
 import sys
 import traceback
 from types import FrameType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from sa_isolated_tasks._types import UnitSnapshot
 
 __all__ = [
     "ClosedSessionError",
@@ -212,7 +215,7 @@ class ShutdownError(IsolatedTasksError):
     code = "SIT204"
     why = "a unit that is cancelled has to end: something in it waits without end, or swallows the cancellation"
     cure = "except asyncio.CancelledError: raise"
-    survivors: tuple[object, ...] = ()
+    survivors: tuple[UnitSnapshot, ...] = ()
 
 
 class TaskDroppedError(IsolatedTasksError):
