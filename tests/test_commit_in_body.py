@@ -190,7 +190,7 @@ async def test_a_timeout_of_the_driver_gets_into_a_commit_that_is_awaited(slow_p
         handle.cancel()
         await asyncio.sleep(0)
         deadlines[0].reschedule(0)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(UnitCancelledError):
             await handle
 
     assert Outcome.UNKNOWN is handle.outcome
@@ -218,6 +218,32 @@ async def test_a_body_that_waits_for_the_commit_of_a_helper_knows_its_outcome(
             await handle
 
     assert ["a"] == await names_in_table(engine)
+    assert Outcome.COMMITTED is handle.outcome
+
+
+async def test_a_transaction_after_one_that_was_given_up_has_its_own_outcome(
+    postgresql, make_engine, slow_commit, names_in_table
+):
+    """The body has a timeout around its commit, which outlasts the patience, and goes on in another transaction."""
+    engine = make_engine(postgresql, pool_size=2)
+    deadlines = []
+
+    async def body(session):
+        with contextlib.suppress(TimeoutError, sa.exc.DBAPIError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await commit_and_go_on(session, [])
+        await session.rollback()
+        await slow_commit.release()
+        session.add(Item(name="b"))
+
+    async with TaskScope(session_maker(engine), name="t", limit=1, cancel_timeout=0.05) as scope:
+        handle = scope.options(guard="off").spawn(body)
+        await slow_commit.reached()
+        deadlines[0].reschedule(0)
+        await handle
+
+    assert "b" in await names_in_table(engine)
     assert Outcome.COMMITTED is handle.outcome
 
 

@@ -10,13 +10,14 @@ import anyio
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
 from support import Item, session_maker
 
-from sa_isolated_tasks import Outcome
+from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError
 from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._unit import Unit
-from sa_isolated_tasks._watch import watch_sessions
+from sa_isolated_tasks._watch import record_of, watch_sessions
 
 
 class SlowStatement:
@@ -61,7 +62,8 @@ class Known:
         self.commit_sent = commit_sent
         self.committer = None  # a task of the body's own
         self.interrupt = interrupt
-        self.on_end = None
+        self.on_end = self.on_entry = None
+        self.connections = []
 
     def distrust_connections(self):
         """There are none."""
@@ -71,11 +73,21 @@ async def nothing():
     """Stands in for giving a connection up."""
 
 
+def known_of(session):
+    """As a unit knows its session."""
+    if not isinstance(session, AsyncSession):
+        return Known()
+    watch_sessions()
+    record = record_of(session.sync_session)
+    record.isolated = True
+    return record
+
+
 def driven(body, session, *, known=None, patience=60, give_up=nothing):
     """*body* in a task, driven."""
 
     async def run():
-        return await Driven(body, session, known or Known(), patience, give_up)
+        return await Driven(body, session, known or known_of(session), patience, give_up)
 
     return asyncio.create_task(run())
 
@@ -285,7 +297,7 @@ async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled
         slow.release.set()
         await over.wait()
 
-    task = driven(body(), session, patience=0, give_up=give_up)
+    task = driven(body(), session, known=Known(), patience=0, give_up=give_up)
     await slow.reached.wait()
     task.cancel("held")
     await failed.wait()
@@ -299,6 +311,94 @@ async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled
 
     assert not is_done
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+async def test_a_body_that_fails_while_its_cancellation_is_held_is_cancelled(session, slow, taken_back):
+    """Or nobody would know that it was to end: its error is the cause. One that was taken back is none."""
+
+    async def body():
+        await slow.select(session)
+        if taken_back:
+            asyncio.current_task().uncancel()
+        raise ValueError("no")
+
+    task = driven(body(), session)
+    await slow.reached.wait()
+    task.cancel("held")
+    await asyncio.sleep(0)
+    slow.release.set()
+    with pytest.raises(ValueError if taken_back else asyncio.CancelledError) as caught:
+        await task
+
+    assert taken_back or isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_after_a_timeout_of_the_body_a_cancellation_comes_at_once():
+    """It is the first one of its call: the timeout has had its own, and has taken it back."""
+    # A call of SQLAlchemy's is known by the file of its coroutine.
+    names = {}
+    exec(  # noqa: S102 -- a coroutine of another file
+        compile("async def call(future): return await future", sa.__file__, "exec"), names
+    )
+    answer, reached = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+    class Elsewhere:
+        class sync_session:
+            bind = None
+
+    async def body():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        reached.set()
+        await names["call"](answer)
+
+    task = driven(body(), Elsewhere)
+    await reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert task.cancelled()
+
+
+async def test_a_hold_in_the_call_of_a_listener(session, slow):
+    """A listener of the session runs the statement: the cancellation comes after it, and breaks no listener."""
+    event.listen(session.sync_session, "before_flush", lambda flushing, *_: flushing.execute(sa.text("select slow()")))
+
+    async def body():
+        session.add(Item(name="a"))
+        await session.flush()
+
+    task = driven(body(), session)
+    await slow.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    slow.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancellation_comes_at_the_entry_of_a_call_of_core(session, slow):
+    """Not only of the session's own."""
+    done = []
+
+    async def body():
+        connection = await session.connection()
+        for number in range(3):
+            await connection.execute(sa.text("select slow()"))
+            done.append(number)
+
+    task = driven(body(), session)
+    await slow.reached.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    slow.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [0] == done
 
 
 async def test_patience_that_ends_without_a_cancellation_to_deliver_gives_nothing_up(session, slow):
@@ -388,6 +488,44 @@ async def test_a_call_through_an_awaitable_object_is_seen(session, slow):
     assert not before
 
 
+async def test_the_error_of_a_cancelled_unit_is_in_its_handle(sqlite_engine, slow):
+    """As the cause of what the handle raises."""
+
+    async def body(session):
+        await slow.select(session)
+        raise ValueError("no")
+
+    await sqlite_engine.dispose()  # the connections that do not know the function
+    async with TaskScope(session_maker(sqlite_engine), name="t") as scope:
+        handle = scope.options(guard="off").spawn(body)
+        await slow.reached.wait()
+        handle.cancel()
+        await asyncio.sleep(0)
+        slow.release.set()
+        with pytest.raises(UnitCancelledError) as caught:
+            await handle
+
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+HOURS = "with recursive c(x) as (select 1 union all select x + 1 from c) select max(x) from c"
+
+
+async def test_a_timeout_of_a_unit_interrupts_its_statement(sqlite, make_engine):
+    """It fails with TimeoutError, and not with the driver's answer to the interruption."""
+    watch_sessions()
+
+    async def body(session):
+        await session.execute(sa.text(HOURS))
+
+    unit = Unit(SessionFactory(session_maker(make_engine(sqlite))), body, timeout=0.05)
+    unit.patience = 0.1
+    with pytest.raises(TimeoutError) as caught:
+        await unit.run()
+
+    assert isinstance(caught.value.__cause__, sa.exc.OperationalError)
+
+
 async def test_the_timeout_of_the_pool_is_not_held(sqlite, make_engine):
     """The pool waits for a connection with a timeout that cancels the waiting task itself: it gets there."""
     engine = make_engine(sqlite, pool_size=1, max_overflow=0, pool_timeout=0.01)
@@ -400,14 +538,13 @@ async def test_a_unit_interrupts_its_own_statement(sqlite, make_engine, names_in
     """A statement that would take hours ends when half of the patience has passed; the next unit writes at once."""
     watch_sessions()
     engine = make_engine(sqlite, connect_args={"timeout": 0})
-    hours = "with recursive c(x) as (select 1 union all select x + 1 from c) select max(x) from c"
     reached = asyncio.Event()
 
     async def body(session):
         session.add(Item(name="a"))
         await session.flush()
         asyncio.get_running_loop().call_soon(reached.set)
-        await session.execute(sa.text(hours))
+        await session.execute(sa.text(HOURS))
 
     async def add(session):
         session.add(Item(name="next"))

@@ -403,6 +403,37 @@ async def test_the_time_of_a_living_unit_runs(scope):
     assert handle.timing.queued == running.queued
 
 
+async def test_a_cancelled_unit_is_freed_without_the_garbage_collector(scope, caplog):
+    """What its body held is gone with it: a result that streams, for one, and the lock that it has on SQLite."""
+    caplog.set_level(logging.CRITICAL, "sa_isolated_tasks")
+
+    class Big:
+        pass
+
+    async def body(_session):
+        big = Big()
+        gone.append(weakref.ref(big))
+        reached.set()
+        await asyncio.Event().wait()
+
+    gone, reached = [], asyncio.Event()
+    gc.collect()
+    gc.disable()
+    try:
+        handle = scope.spawn(body)
+        await reached.wait()
+        handle.cancel()
+        await scope.drain()
+        assert handle.state is TaskState.CANCELLED
+        del handle
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+        assert gone[0]() is None
+    finally:
+        gc.enable()
+
+
 async def test_a_failed_unit_is_freed_without_the_garbage_collector(scope, caplog):
     """The stored exception makes no reference cycle: with the handle gone, the body's locals are gone."""
     # pytest keeps the records of the log, and with them the exception.

@@ -79,6 +79,25 @@ async def test_a_cancellation_at_a_bare_yield_is_held():
     assert (("first",), 1) == (steps.held.args, steps.holds_begun)
 
 
+async def test_every_cancellation_that_was_held_is_in_the_chain_of_the_one_that_comes():
+    """By that an anyio cancel scope finds its own."""
+
+    async def work():
+        for _ in range(4):
+            await Turn()
+
+    steps = Holding(work())
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    for text in ("first", "second", "third"):
+        task.cancel(text)
+        await asyncio.sleep(0)
+    await task
+
+    assert "first" == str(steps.held)
+    assert ["second", "third"] == [str(steps.held.__context__), str(steps.held.__context__.__context__)]
+
+
 async def test_a_cancellation_that_the_work_asks_for_itself_is_held():
     """It is due like any other, though the task was cancelled before it came to wait."""
 

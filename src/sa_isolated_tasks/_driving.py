@@ -21,6 +21,7 @@ from typing import Any, TypeVar, final
 
 import sqlalchemy
 from sqlalchemy import event
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sa_isolated_tasks._protect import LAST_WORDS, settle
@@ -35,7 +36,6 @@ _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
 # Where SQLAlchemy calls the drivers.
 _DRIVING = tuple(str(Path(sqlalchemy.__file__).parent / part) for part in ("dialects", "connectors"))
 _ASYNCIO = str(Path(asyncio.__file__).parent)
-_ENTRIES = ("do_orm_execute", "before_flush", "before_commit")
 
 
 @final
@@ -59,10 +59,11 @@ class Driven(Steps[R]):
         "_given_up",
         "_giving_up",
         "_has_lock",
+        "_heard",
         "_patience",
         "_record",
-        "_session",
         "_timers",
+        "_transactions_ended",
         "is_finishing",
     )
 
@@ -75,12 +76,13 @@ class Driven(Steps[R]):
         give_up: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         super().__init__(body)
-        self._session = session
         self._record = record
         self._patience = patience
         self._give_up = give_up
         self._given_up = False
         self._giving_up: asyncio.Task[None] | None = None
+        self._transactions_ended = 0
+        self._heard: list[Connection] = []
         self._has_lock = _is_sqlite(session)
         self._timers: tuple[asyncio.TimerHandle, ...] = ()
         # From now on everything is held: the body is through, and the commit is the unit's.
@@ -112,22 +114,34 @@ class Driven(Steps[R]):
             loop.call_later(self._patience / 2, self._interrupt),
             loop.call_later(self._patience, self._end_patience),
         )
-        if self._record.on_end is None:
-            self._record.on_end = self.wake
-            for name in _ENTRIES:
-                event.listen(self._session.sync_session, name, self._on_entry)
+        self._record.on_end, self._record.on_entry = self._transaction_ended, self._on_entry
+        # Q: Why not listen to the session? A: One of its listeners may be waiting for this very call, and none can be
+        # added to those that are being called: test_driving.py::test_a_hold_in_the_call_of_a_listener.
+        for connection in self._record.connections:
+            if connection not in self._heard:
+                self._heard.append(connection)
+                event.listen(connection, "before_cursor_execute", self._on_entry)
+
+    def _transaction_ended(self) -> None:
+        """What was given up is of the past; `holds()` may say something else."""
+        self._transactions_ended += 1
+        self._given_up = False
+        self.wake()
 
     def _throw(self, error: BaseException) -> asyncio.Future[Any] | None:
         # Q: Does SQLAlchemy not drop the connection of a statement that is cut off? A: Not if the statement was a
         # listener's, on the driver's cursor: test_c25_returned_with_an_open_transaction.py.
         if isinstance(error, asyncio.CancelledError) and _is_in_a_driver(self._coroutine):
             self._record.distrust_connections()
-        return super()._throw(error)
+        try:
+            return super()._throw(error)
+        finally:
+            del error  # as there
 
     def _interrupt(self) -> None:
         # Q: Was a cancellation not held when this was set? A: It may have been taken back since, and the statement that
         # runs now is another one: test_driving.py::test_a_cancellation_that_was_taken_back_interrupts_nothing.
-        if self.held is not None:
+        if self.is_due:
             self._record.interrupt()
 
     def _stop_timers(self) -> None:
@@ -143,8 +157,15 @@ class Driven(Steps[R]):
                 # Q: It has failed; is the connection not closed by now? A: Its driver may still be at it:
                 # test_driving.py::test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled.
                 yield from settle(asyncio.wait([self._giving_up])).__await__()
-                if self.held is not None and isinstance(error, Exception):
-                    raise self.held from error  # it is the connection that was cut that failed
+            if self.held is not None and isinstance(error, Exception):
+                # Q: Why not let the error out? A: Whoever asked for the cancellation would never know that it came to
+                # something: test_driving.py::test_a_body_that_fails_while_its_cancellation_is_held_is_cancelled.
+                cancelled = self.take_held()
+                if cancelled is not None:
+                    try:
+                        raise cancelled from error
+                    finally:
+                        del cancelled
             raise
         finally:
             self.held = None
@@ -155,30 +176,35 @@ class Driven(Steps[R]):
     def _forget(self) -> None:
         """The session need not know of this any longer, nor keep it."""
         self._stop_timers()
-        self._record.on_end = None
-        for name in _ENTRIES:
-            event.remove(self._session.sync_session, name, self._on_entry)
+        self._record.on_end = self._record.on_entry = None
+        for connection in self._heard:
+            event.remove(connection, "before_cursor_execute", self._on_entry)
+        self._heard.clear()
 
     def _on_entry(self, *_: object) -> None:
-        """Of a call: a cancellation that is due comes out here, but not within the unit's commit."""
-        if not self.is_finishing:
+        """Of a call: a cancellation that is due comes out here, but not within a commit, nor between its statements."""
+        if not self.is_finishing and not self._record.commit_sent:
             self.deliver()
 
     def deliver(self) -> None:
         """Raises the cancellation that is held, if it is still due."""
         cancelled = None if self.held is None else self.take_held()
         if cancelled is not None:
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # this frame is in its traceback
 
     def _end_patience(self) -> None:
-        if self.held is not None:
+        if self.is_due:
             self._giving_up = asyncio.get_running_loop().create_task(self._end_of_patience())
 
     async def _end_of_patience(self) -> None:
+        before = self._transactions_ended
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
                 await self._give_up()
-        self._given_up = True
+        self._given_up = before == self._transactions_ended
         self.wake()
 
 

@@ -42,6 +42,7 @@ class Entry:
         "_started_at",
         "_traceback",
         "_waiters",
+        "cancel_cause",
         "cancel_reason",
         "context",
         "drop_reason",
@@ -88,6 +89,7 @@ class Entry:
         # Out of the queue: its task is being made.
         self.is_taken: bool = False
         self.cancel_reason: str | None = None
+        self.cancel_cause: BaseException | None = None
         self.drop_reason: str | None = None
         self.parent: ParentTransaction | None = None
         self._traceback: TracebackType | None = None
@@ -197,6 +199,7 @@ class Entry:
         reason = self.cancel_reason or "no reason was given"
         error = UnitCancelledError(f"{self.name} was cancelled: {reason}", where=self.where)
         error.reason = reason
+        error.__cause__ = self.cancel_cause
         return error
 
     def dropped_error(self) -> TaskDroppedError:

@@ -48,8 +48,12 @@ async def finish(
         raise await _give_up(settling, give_up) from None
     finally:
         settling.end()
-    if settling.held is not None:
-        raise settling.held
+    held, settling.held = settling.held, None
+    if held is not None:
+        try:
+            raise held
+        finally:
+            del held  # this frame is in its traceback
     return result
 
 

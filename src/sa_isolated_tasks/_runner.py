@@ -260,6 +260,7 @@ class Runner:
         if entry.cancel_reason is None and task.cancelling():
             entry.cancel_reason = "its task was cancelled"
         if entry.cancel_reason is not None:
+            entry.cancel_cause = error.__cause__
             return
         # Nobody asked: the body has awaited something that was cancelled. That is a failure, and has to be seen as one.
         stray = UnitCancelledError(

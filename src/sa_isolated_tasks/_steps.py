@@ -50,18 +50,20 @@ class Steps(Generic[R]):
         "_is_left",
         "_lent",
         "_seen",
+        "_struck_at",
+        "_task",
         "_waiting",
         "held",
-        "is_struck",
     )
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
         self._coroutine = coroutine
         # As it came: by its text an anyio cancel scope knows its own.
         self.held: asyncio.CancelledError | None = None
-        # A cancellation has reached the work.
-        self.is_struck = False
+        # How many cancellations the task had when one of them reached the work; 0 for none.
+        self._struck_at = 0
         self._asked = 0
+        self._task: asyncio.Task[Any] | None = None
         # Cancellations that are held, and do not count while a timeout of the work, which has run out, has its way.
         self._lent = 0
         self._gate: Gate | None = None
@@ -73,6 +75,22 @@ class Steps(Generic[R]):
     @property
     def driven(self) -> Coroutine[Any, Any, R]:
         return self._coroutine
+
+    @property
+    def is_struck(self) -> bool:
+        """A cancellation has reached the work, and whoever asked for it has not taken it back."""
+        # Q: Why does it matter? A: After a timeout in the work that has run out, the next cancellation is a first one:
+        # test_driving.py::test_after_a_timeout_of_the_body_a_cancellation_comes_at_once.
+        task = self._task
+        if task is None or not self._struck_at or task.cancelling() < self._struck_at:
+            self._struck_at = 0
+        return self._struck_at > 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a cancellation is held that nobody has taken back; asked by anybody."""
+        task = self._task
+        return self.held is not None and task is not None and task.cancelling() + self._lent > self._asked
 
     @property
     def left_by_groups(self) -> int:
@@ -177,7 +195,7 @@ class Steps(Generic[R]):
             if held is not None:
                 if waiting is not None:
                     waiting.cancel()
-                self.is_struck = True
+                self._strike()
                 return held
         try:
             yield waiting
@@ -187,9 +205,13 @@ class Steps(Generic[R]):
 
     def _struck_by(self, error: BaseException) -> BaseException:
         if isinstance(error, asyncio.CancelledError):
-            self.is_struck = True
+            self._strike()
             self._look_for_groups()
         return error
+
+    def _strike(self) -> None:
+        self._task = task = asyncio.current_task()
+        self._struck_at = 0 if task is None else task.cancelling()
 
     def _look_for_groups(self) -> None:
         # Each cancels its task once, so one that was seen before is not the cause. One that was still in its block
@@ -204,15 +226,23 @@ class Steps(Generic[R]):
         self._look_for_groups()
         if self.held is None:
             self.held = cancelled
+            self._task = asyncio.current_task()
             # Q: Was it asked for since this wait began? A: Not if the work itself, on its last step, has cancelled its
             # task: test_steps.py::test_a_cancellation_that_the_work_asks_for_itself_is_held.
             self._asked = min(asked, times_cancelled() - 1)
             self.on_hold()
+        else:
+            # An anyio cancel scope knows its own by the text, and looks for it along the chain:
+            # test_steps.py::test_every_cancellation_that_was_held_is_in_the_chain_of_the_one_that_comes.
+            chain, more = _chain_of(self.held), _chain_of(cancelled)
+            if not {id(error) for error in chain} & {id(error) for error in more}:
+                chain[-1].__context__ = cancelled
 
     def take_held(self) -> asyncio.CancelledError | None:
         """The cancellation that is due: none if who asked for it, a timeout in the work, has taken it back."""
+        is_due = self.is_due
         held, self.held = self.held, None
-        return held if times_cancelled() + self._lent > self._asked else None
+        return held if is_due else None
 
     def _let_in(self, cancelled: asyncio.CancelledError, waiting: asyncio.Future[Any]) -> asyncio.CancelledError:
         """A timeout inside the work has run out, and cancels what it waits for, as it would without a driver."""
@@ -227,8 +257,13 @@ class Steps(Generic[R]):
         return cancelled
 
     def _throw(self, error: BaseException) -> asyncio.Future[Any] | None:
-        waiting: asyncio.Future[Any] | None = self._coroutine.throw(error)
-        return waiting
+        try:
+            waiting: asyncio.Future[Any] | None = self._coroutine.throw(error)
+            return waiting
+        finally:
+            # This frame is in its traceback: what the body holds would stay until the garbage collector runs,
+            # test_handle.py::test_a_cancelled_unit_is_freed_without_the_garbage_collector.
+            del error
 
     def _take_back(self) -> Generator[Any, None, None]:
         """
@@ -277,6 +312,13 @@ def _next_turn() -> asyncio.Future[None]:
 
 # What CPython puts between an `await` and the coroutine or async generator behind it.
 _WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
+
+
+def _chain_of(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    return chain
 
 
 def _is_suspended(held: object) -> bool:

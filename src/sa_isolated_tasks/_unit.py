@@ -128,9 +128,10 @@ class Unit(Generic[R]):
 
     @property
     def outcome(self) -> Outcome:
-        if self._abandoned:
-            return Outcome.UNKNOWN
-        return Outcome.NONE if self._record is None else self._record.outcome
+        record = self._record
+        if record is None:
+            return Outcome.NONE
+        return Outcome.UNKNOWN if record.abandoned else record.outcome
 
     @property
     def holds_connection(self) -> bool:
@@ -259,8 +260,13 @@ class Unit(Generic[R]):
         return driver
 
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
-        async with asyncio.timeout(seconds) as deadline:
-            result = await self._start(session)
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                result = await self._start(session)
+        except Exception as error:
+            if deadline.expired() and not isinstance(error, TimeoutError):
+                raise TimeoutError from error  # SQLite's answer to being interrupted
+            raise
         if deadline.expired():  # the body swallowed it
             raise TimeoutError
         return result
@@ -317,7 +323,7 @@ class Unit(Generic[R]):
         """Patience has ended: the connection is cut, and what becomes of the transaction is the server's business."""
         session, record = self._session, self._record
         if session is not None and record is not None and record.begun:
-            self._abandoned = True
+            self._abandoned = record.abandoned = True
             if record.is_cut_at_once:
                 # In a greenlet SQLAlchemy would leave a task behind that waits for the thread, and `asyncio.run` would
                 # wait for the task: test_leaving.py::test_a_program_whose_unit_was_cut_off.

@@ -60,6 +60,7 @@ class Record:
 
     __slots__ = (
         "__weakref__",
+        "abandoned",
         "begun",
         "commit_sent",
         "commits",
@@ -74,6 +75,7 @@ class Record:
         "isolated",
         "lost",
         "on_end",
+        "on_entry",
         "outcome",
         "parent",
         "reopened",
@@ -93,6 +95,8 @@ class Record:
         # A flush is on its way, and COMMIT comes after it.
         self.flushes_to_commit: bool = False
         self.lost: bool = False
+        # The connection was cut because patience had ended.
+        self.abandoned: bool = False
         self.commits: int = 0
         self.outcome: Outcome = Outcome.NONE
         self.parent: TransactionListener | None = None
@@ -103,6 +107,8 @@ class Record:
         self.held: float = 0.0
         self.held_since: float = 0.0
         self.on_end: Callable[[], object] | None = None
+        # Called when the session begins to do something; may raise there.
+        self.on_entry: Callable[[], object] | None = None
 
     def remember(self, session: Session) -> None:
         self.identity_map = weakref.ref(session.identity_map)
@@ -119,10 +125,11 @@ class Record:
         if self.begun:
             self.held += perf_counter() - self.held_since
             self.outcome = Outcome.COMMITTED if self.committed else Outcome.ROLLED_BACK
-            if self.lost and not self.committed:
+            if (self.lost or self.abandoned) and not self.committed:
                 self.outcome = Outcome.UNKNOWN
             self.commits += self.committed
-        self.begun = self.committed = self.commit_sent = self.flushes_to_commit = self.lost = False
+        self.begun = self.committed = self.commit_sent = self.flushes_to_commit = False
+        self.lost = self.abandoned = False
         self.committer = None
         self.connections.clear()
         self.distrusted.clear()
@@ -249,6 +256,8 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
     if not record.begun:
         record.begun = True
         record.held_since = perf_counter()
+    if record.on_entry is not None:
+        record.on_entry()
 
 
 def _after_commit(session: Session) -> None:
@@ -275,8 +284,10 @@ def _before_commit(session: Session) -> None:
     """
     # Q: Why not in two phases? A: It is also the hook of the first, after which anything may come but a COMMIT:
     # test_two_phase.py::test_a_unit_that_is_cancelled_between_the_phases_is_rolled_back.
+    record = record_of(session)
+    if record.on_entry is not None:
+        record.on_entry()
     if session.get_nested_transaction() is None and not session.twophase:
-        record = record_of(session)
         # Over a connection that is dead already nothing can be sent:
         # test_terminate.py::test_a_body_that_hides_the_death_of_its_connection.
         record.commit_sent = not record.has_lost_a_connection
