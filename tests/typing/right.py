@@ -12,7 +12,6 @@ from typing import Any, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session as SyncSession
-from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 
 from sa_isolated_tasks import (
     Factory,
@@ -47,7 +46,6 @@ FACTORIES: list[Factory] = [
     make_own,
     OwnSession,
     async_sessionmaker(engine, class_=OwnSession),
-    async_sessionmaker(engine, class_=SQLModelSession),
     functools.partial(AsyncSession, engine),
     lambda: AsyncSession(engine),
 ]
@@ -56,11 +54,6 @@ FACTORIES: list[Factory] = [
 @isolated_session(Session)
 async def titles(session: AsyncSession, author: int, *, prefix: str = "") -> list[str]:
     return [prefix]
-
-
-@isolated_session(async_sessionmaker(engine, class_=SQLModelSession))
-async def sqlmodel_titles(session: SQLModelSession, author: int) -> list[str]:
-    return [""]
 
 
 @isolated_session(make_own)
@@ -73,10 +66,6 @@ async def variadic(session: AsyncSession, /, *numbers: int, **names: str) -> int
 
 
 async def plain(session: AsyncSession, author: int, *, prefix: str = "") -> bytes:
-    return b""
-
-
-async def sqlmodel_plain(session: SQLModelSession, author: int) -> bytes:
     return b""
 
 
@@ -134,7 +123,6 @@ def takes_any_isolated(fn: IsolatedFunction[[int], str]) -> Coroutine[Any, Any, 
 async def calls(repository: Repository) -> None:
     assert_type(await titles(1), list[str])
     assert_type(await titles(author=1, prefix="a"), list[str])
-    assert_type(await sqlmodel_titles(1), list[str])
     assert_type(await own(), None)
     assert_type(await variadic(1, 2, name="a"), int)
     assert_type(await repository.by_attribute(1), str)
@@ -168,11 +156,9 @@ async def spawning(repository: Repository) -> None:
     async with TaskScope(Session, name="typing", limit=5) as scope:
         assert_type(scope.spawn(titles, 1), TaskHandle[list[str]])
         assert_type(await scope.spawn(titles, author=1, prefix="a"), list[str])
-        assert_type(await scope.spawn(sqlmodel_titles, 1), list[str])
         assert_type(await scope.spawn(own), None)
         assert_type(await scope.spawn(variadic, 1, 2, name="a"), int)
         assert_type(await scope.spawn(plain, 1, prefix="a"), bytes)
-        assert_type(await scope.spawn(sqlmodel_plain, 1), bytes)
         assert_type(await scope.spawn(repository.by_attribute, 1), str)
         assert_type(await scope.spawn(repository.method, 1), str)
         assert_type(await scope.spawn(Repository.class_below, 1), str)
@@ -189,7 +175,6 @@ async def after_commit(session: AsyncSession, sync_session: SyncSession, reposit
         assert_type(scope.spawn_after_commit(session, titles, 1, prefix="a"), TaskHandle[list[str]])
         assert_type(await scope.spawn_after_commit(sync_session, plain, author=1), bytes)
         assert_type(await scope.spawn_after_commit(session, repository.method, 1), str)
-        assert_type(await scope.options(name="a").spawn_after_commit(session, sqlmodel_plain, 1), bytes)
 
 
 async def spawners(repository: Repository) -> None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session as SyncSession
-from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 
 from sa_isolated_tasks import TaskScope, isolated_session
 
@@ -18,11 +17,6 @@ Session = async_sessionmaker(engine)
 @isolated_session(Session)
 async def titles(session: AsyncSession, author: int, *, prefix: str = "") -> list[str]:
     return [prefix]
-
-
-@isolated_session(async_sessionmaker(engine, class_=SQLModelSession))
-async def sqlmodel_titles(session: SQLModelSession, author: int) -> list[str]:
-    return [""]
 
 
 async def plain(session: AsyncSession, author: int, *, prefix: str = "") -> bytes:
@@ -73,7 +67,6 @@ async def calls(session: AsyncSession, repository: Repository) -> None:
     await titles(1, suffix="a")  # E
     await titles(session, 1)  # E
     await titles(1, session=session)  # E
-    await sqlmodel_titles("1")  # E
     await repository.by_attribute("1")  # E
     await repository.by_attribute(session, 1)  # E
     await repository.method("1")  # E
