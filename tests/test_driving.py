@@ -313,6 +313,38 @@ async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_body_that_goes_on_ends_when_what_was_given_up_is_closed(session, slow, again):
+    """It has swallowed its cancellation; one that comes while the connection is being closed goes on after that."""
+    swallowed, over = asyncio.Event(), asyncio.Event()
+
+    async def body():
+        await slow.select(session)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        swallowed.set()
+        return "done"
+
+    async def give_up():
+        slow.release.set()
+        await over.wait()
+
+    task = driven(body(), session, known=Known(), patience=0, give_up=give_up)
+    await slow.reached.wait()
+    task.cancel()
+    await swallowed.wait()
+    await asyncio.sleep(0)
+    if again:
+        task.cancel("again")
+        await asyncio.sleep(0)
+    is_done = task.done()
+    over.set()
+    (result,) = await asyncio.gather(task, return_exceptions=True)
+
+    assert not is_done
+    assert ("again" if again else "done") == str(result)
+
+
 @pytest.mark.parametrize("taken_back", [False, True])
 async def test_a_body_that_fails_while_its_cancellation_is_held_is_cancelled(session, slow, taken_back):
     """Or nobody would know that it was to end: its error is the cause. One that was taken back is none."""

@@ -151,12 +151,11 @@ class Driven(Steps[R]):
     def __await__(self) -> Generator[Any, None, R]:
         try:
             result = yield from super().__await__()
+            yield from self._close_what_was_given_up()
             self.deliver()
         except BaseException as error:
-            if self._giving_up is not None and not isinstance(error, GeneratorExit):
-                # Q: It has failed; is the connection not closed by now? A: Its driver may still be at it:
-                # test_driving.py::test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled.
-                yield from settle(asyncio.wait([self._giving_up])).__await__()
+            if not isinstance(error, GeneratorExit):
+                yield from self._close_what_was_given_up()
             if self.held is not None and isinstance(error, Exception):
                 # Q: Why not let the error out? A: Whoever asked for the cancellation would never know that it came to
                 # something: test_driving.py::test_a_body_that_fails_while_its_cancellation_is_held_is_cancelled.
@@ -172,6 +171,19 @@ class Driven(Steps[R]):
             if self._timers:
                 self._forget()
         return result
+
+    def _close_what_was_given_up(self) -> Generator[Any, None, None]:
+        """
+        To the end.
+
+        Q: The work is through; is the connection not closed by now? A: Its driver may still be at it:
+        test_driving.py::test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled.
+        """
+        giving_up, self._giving_up = self._giving_up, None
+        if giving_up is not None:
+            _, cancelled = yield from settle(asyncio.wait([giving_up])).__await__()
+            if cancelled is not None and self.held is None:
+                raise cancelled
 
     def _forget(self) -> None:
         """The session need not know of this any longer, nor keep it."""

@@ -260,8 +260,9 @@ class Unit(Generic[R]):
         return driver
 
     async def _run_body_in_time(self, session: AsyncSession, seconds: float) -> R:
+        deadline = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as deadline:
+            async with deadline:
                 result = await self._start(session)
         except Exception as error:
             if deadline.expired() and not isinstance(error, TimeoutError):
