@@ -113,8 +113,8 @@ def coverage(session: nox.Session) -> None:
 def matrix(session: nox.Session, sqlalchemy: str) -> None:
     """The tests on another Python and SQLAlchemy."""
     # SQLAlchemy 1.4 has no types of its own.
-    types = [] if sqlalchemy.startswith("1.") else GROUPS["types"]
-    install(session, *_tests_for(sqlalchemy), *types, sqlalchemy=sqlalchemy)
+    group = "test" if sqlalchemy.startswith("1.") else "types"
+    install(session, *_that_work_with(sqlalchemy, group), sqlalchemy=sqlalchemy)
     run_tests(session)
 
 
@@ -122,12 +122,12 @@ def matrix(session: nox.Session, sqlalchemy: str) -> None:
 @nox.parametrize(("python", "sqlalchemy"), _named(CORE))
 def pairs(session: nox.Session, sqlalchemy: str) -> None:
     """The tests of the core on every other pair of Python and SQLAlchemy that imports."""
-    install(session, *_tests_for(sqlalchemy), sqlalchemy=sqlalchemy)
+    install(session, *_that_work_with(sqlalchemy, "test"), sqlalchemy=sqlalchemy)
     run_tests(session, *CORE_TESTS)
 
 
-def _tests_for(sqlalchemy: str) -> list[str]:
-    return [name for name in GROUPS["test"] if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))]
+def _that_work_with(sqlalchemy: str, group: str) -> list[str]:
+    return [name for name in GROUPS[group] if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))]
 
 
 @nox.session(python="3.11")
