@@ -98,6 +98,23 @@ async def test_every_cancellation_that_was_held_is_in_the_chain_of_the_one_that_
     assert ["second", "third"] == [str(steps.held.__context__), str(steps.held.__context__.__context__)]
 
 
+async def test_one_that_comes_twice_is_in_the_chain_once():
+    """The chain of an exception has no end if it leads back to it."""
+
+    async def work():
+        await asyncio.Event().wait()
+
+    steps, error = Holding(work()), asyncio.CancelledError()
+    awaiting = steps.__await__()
+    awaiting.send(None)
+    awaiting.throw(error)
+    awaiting.throw(error)
+    awaiting.close()
+
+    assert error is steps.held
+    assert error.__context__ is None
+
+
 async def test_a_cancellation_that_the_work_asks_for_itself_is_held():
     """It is due like any other, though the task was cancelled before it came to wait."""
 
