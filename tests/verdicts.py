@@ -36,7 +36,8 @@ def states_of(unit):
         return {TaskState.CANCELLED} if may_be_cancelled else set()
     states = set()
     if unit.raised is not None and not isinstance(unit.raised, asyncio.CancelledError):
-        return {TaskState.FAILED}
+        # Cancelled, if that was waiting for the end of a call.
+        return {TaskState.FAILED, TaskState.CANCELLED} if may_be_cancelled else {TaskState.FAILED}
     if unit.cancelled is None:
         states |= own_states(unit)
     elif fails_to_commit(unit):
@@ -106,7 +107,8 @@ def judge_exception(unit):
     error = exception_of(unit)
     if not isinstance(error, ENDS[unit.handle.state](unit)):
         unit.world.fault(f"{unit} has {error!r}, and raised {unit.raised!r}")
-    if type(unit.raised) in {Planned, Odd} and error is not unit.raised:
+    kept = error.__cause__ if unit.handle.state is TaskState.CANCELLED else error
+    if type(unit.raised) in {Planned, Odd} and kept is not unit.raised:
         unit.world.fault(f"{unit} raised {unit.raised!r}, and the handle has {error!r}")
     if error is None and unit.handle.result() != unit.name:
         unit.world.fault(f"{unit} has the result {unit.handle.result()!r}")
