@@ -310,15 +310,15 @@ def _next_turn() -> asyncio.Future[None]:
     return turn
 
 
-# What CPython puts between an `await` and the coroutine or async generator behind it.
-_WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
-
-
 def _chain_of(error: BaseException) -> list[BaseException]:
     chain = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
     return chain
+
+
+# What CPython puts between an `await` and the coroutine or async generator behind it.
+_WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
 
 
 def _is_suspended(held: object) -> bool:

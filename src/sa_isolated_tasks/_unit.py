@@ -266,7 +266,7 @@ class Unit(Generic[R]):
                 result = await self._start(session)
         except Exception as error:
             if deadline.expired() and not isinstance(error, TimeoutError):
-                raise TimeoutError from error  # SQLite's answer to being interrupted
+                raise TimeoutError from error  # SQLite's answer to being interrupted; a CancelledError is another's
             raise
         if deadline.expired():  # the body swallowed it
             raise TimeoutError

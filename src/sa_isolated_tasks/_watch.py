@@ -282,11 +282,11 @@ def _before_commit(session: Session) -> None:
     Q: Why not the event of that name of the engine? A: One listener there makes every transaction of the process a
     sixth more expensive, the application's own included.
     """
-    # Q: Why not in two phases? A: It is also the hook of the first, after which anything may come but a COMMIT:
-    # test_two_phase.py::test_a_unit_that_is_cancelled_between_the_phases_is_rolled_back.
     record = record_of(session)
     if record.on_entry is not None:
         record.on_entry()
+    # Q: Why not in two phases? A: It is also the hook of the first, after which anything may come but a COMMIT:
+    # test_two_phase.py::test_a_unit_that_is_cancelled_between_the_phases_is_rolled_back.
     if session.get_nested_transaction() is None and not session.twophase:
         # Over a connection that is dead already nothing can be sent:
         # test_terminate.py::test_a_body_that_hides_the_death_of_its_connection.
