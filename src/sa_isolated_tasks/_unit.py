@@ -128,10 +128,9 @@ class Unit(Generic[R]):
 
     @property
     def outcome(self) -> Outcome:
-        record = self._record
-        if record is None:
+        if self._record is None:
             return Outcome.NONE
-        return Outcome.UNKNOWN if record.abandoned else record.outcome
+        return Outcome.UNKNOWN if self._record.abandoned else self._record.outcome
 
     @property
     def holds_connection(self) -> bool:
