@@ -20,10 +20,10 @@ nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 PROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = {name: nox.project.dependency_groups(PROJECT, name) for name in PROJECT["dependency-groups"]}
 
-# All tests run on each SQLAlchemy and on each Python, those of the core on each pair of them; the session `coverage` is
+# All tests run on each SQLAlchemy and on each Python, the quick ones on each pair of them. The session `coverage` is
 # the newest pair, and `tests` the oldest Python with the newest SQLAlchemy where that is the Python of nox.
 ALL = [("3.11", "1.4.54"), ("3.11", "2.0.0"), ("3.12", "2.0.*")]
-CORE = [
+OTHERS = [
     *[("3.11", "2.0.*"), ("3.11", "2.1.*")],
     *[("3.12", "1.4.54"), ("3.12", "2.0.0"), ("3.12", "2.1.*")],
     # Not with 2.0.0: SQLAlchemy 2.0 does not import on Python 3.13 before 2.0.31.
@@ -45,7 +45,8 @@ CORE_TESTS = [
     f"tests/test_{name}.py"
     for name in ("unit", "scope", "handle", "isolated", "after_commit", "watch", "driving", "commit_in_body", "sweep")
 ]
-SLOW = ("faults", "cases", "test_leaving.py", "test_soak.py", "test_limit.py")
+# Without those that have to wait, for a server or a program.
+QUICK = [f"--ignore=tests/{name}" for name in ("faults", "cases", "test_leaving.py", "test_soak.py", "test_limit.py")]
 LOOP_TESTS = [f"tests/test_{name}.py" for name in ("scope", "handle", "after_commit", "limit")]
 # Everything that Python has to complain about, from the first import on.
 STRICT = ("python", "-X", "dev", "-W", "error")
@@ -93,7 +94,7 @@ def tests(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """The same without those that have to wait, for a server or a program."""
     install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
-    run_tests(session, *[f"--ignore=tests/{name}" for name in SLOW])
+    run_tests(session, *QUICK)
 
 
 # Not on 3.11, which tells no tracer that a coroutine goes on with an exception: lines that have run look as if not.
@@ -119,11 +120,11 @@ def matrix(session: nox.Session, sqlalchemy: str) -> None:
 
 
 @nox.session
-@nox.parametrize(("python", "sqlalchemy"), _named(CORE))
+@nox.parametrize(("python", "sqlalchemy"), _named(OTHERS))
 def pairs(session: nox.Session, sqlalchemy: str) -> None:
-    """The tests of the core on every other pair of Python and SQLAlchemy that imports."""
+    """The quick tests on every other pair of Python and SQLAlchemy that imports."""
     install(session, *_that_work_with(sqlalchemy, "test"), sqlalchemy=sqlalchemy)
-    run_tests(session, *CORE_TESTS)
+    run_tests(session, *QUICK)
 
 
 def _that_work_with(sqlalchemy: str, group: str) -> list[str]:
