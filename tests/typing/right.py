@@ -8,7 +8,7 @@ import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, assert_type
+from typing import Any, TypeVar, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session as SyncSession
@@ -20,6 +20,8 @@ from sa_isolated_tasks import (
     TaskScope,
     isolated_session,
 )
+
+T = TypeVar("T")
 
 engine: AsyncEngine = create_async_engine("sqlite+aiosqlite:///typing.db")
 Session = async_sessionmaker(engine)
@@ -58,6 +60,11 @@ async def titles(session: AsyncSession, author: int, *, prefix: str = "") -> lis
 
 @isolated_session(make_own)
 async def own(session: OwnSession) -> None: ...
+
+
+@isolated_session(Session)
+async def same(session: AsyncSession, value: T) -> T:
+    return value
 
 
 @isolated_session(Session)
@@ -124,6 +131,7 @@ async def calls(repository: Repository) -> None:
     assert_type(await titles(1), list[str])
     assert_type(await titles(author=1, prefix="a"), list[str])
     assert_type(await own(), None)
+    assert_type(await same(1), int)
     assert_type(await variadic(1, 2, name="a"), int)
     assert_type(await repository.by_attribute(1), str)
     assert_type(await repository.method(1), str)
