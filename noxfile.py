@@ -137,6 +137,7 @@ def lowest(session: nox.Session) -> None:
     bare = [name for name in GROUPS["test"] if name.startswith(BARE)]
     install(session, *LOWEST, *bare, sqlalchemy="1.4.54")
     session.run("python", "-c", LOWEST_MEANT.format(LOWEST), silent=True)
+    session.env["SIT_VERSIONS"] = None  # the page of versions has the whole run on these
     # The plugin of the anyio that gets along with them makes pytest warn.
     run_tests(session, "-p", "no:anyio", "-k", "not psycopg and not mariadb", *CORE_TESTS)
 
@@ -146,7 +147,7 @@ def lowest(session: nox.Session) -> None:
 def loops(session: nox.Session, loop: str) -> None:
     """The tests of scopes on another event loop, and with eager tasks."""
     install(session, *GROUPS["test"], sqlalchemy=NEWEST)
-    session.env["SIT_LOOP"] = loop
+    session.env["SIT_LOOP"], session.env["SIT_VERSIONS"] = loop, None
     run_tests(session, *LOOP_TESTS)
 
 
@@ -191,6 +192,15 @@ def docs(session: nox.Session) -> None:
     session.install(".", *GROUPS["docs"])
     session.run("sphinx-build", "-n", "-W", "-E", "-b", "html", "docs", "docs/_build/html", *session.posargs)
     session.run("python", "docs/tools/readme.py", "docs/_build/README.html")
+
+
+# Not on 3.11, where no tracer is told of everything that runs.
+@nox.session(python="3.13")
+def mutants(session: nox.Session) -> None:
+    """Breaks modules, as in ``-- unit scope``, in one place at a time: the tests have to notice."""
+    install(session, *GROUPS["mutants"], sqlalchemy=NEWEST)
+    session.run(*STRICT, "tests/mutants.py", "--note")
+    session.run(*STRICT, "tests/mutants.py", *session.posargs)
 
 
 @nox.session
