@@ -32,7 +32,7 @@ from sa_isolated_tasks import (
     UnitCancelledError,
     isolated_session,
 )
-from sa_isolated_tasks._after_commit import ParentTransaction
+from sa_isolated_tasks._after_commit import ParentTransaction, parent_transaction_of
 
 
 async def look_up(session, name):
@@ -968,6 +968,49 @@ async def test_units_of_savepoints_keep_the_order_of_their_registration(LiteSess
         scope.spawn_after_commit(parent, body, 5)
 
     assert [1, 2, 3, 4, 5] == order
+
+
+class Noted:
+    """A waiting unit that notes what its parent does with it."""
+
+    def __init__(self):
+        self.fates = []
+
+    def release(self):
+        self.fates.append("released")
+
+    def drop(self, reason, /, *, later=False):
+        self.fates.append("dropped")
+
+
+async def test_what_a_savepoint_has_dropped_the_root_does_not_release(lite_scope, LiteSession):
+    """A unit has one fate, whatever becomes of the transaction around the savepoint."""
+    unit = Noted()
+
+    async with LiteSession() as parent, parent.begin():
+        savepoint = await parent.begin_nested()
+        sync = parent.sync_session
+        parent_transaction_of(sync).add(unit, sync.get_nested_transaction())
+        await savepoint.rollback()
+
+    assert ["dropped"] == unit.fates
+
+
+@pytest.mark.parametrize("end", ["rollback", "collection"])
+async def test_nobody_waits_for_a_transaction_that_has_ended(lite_scope, LiteSession, end):
+    """Its units may not know of it yet, and awaiting one of them is no deadlock."""
+    parent = LiteSession()
+    await parent.begin()
+    queue = parent_transaction_of(parent.sync_session)
+    queue.add(Noted(), None)
+    before = queue.would_wait_for_itself()
+
+    if end == "rollback":
+        await parent.rollback()
+    del parent
+    gc.collect()
+
+    assert (True, False) == (before, queue.would_wait_for_itself())
 
 
 async def test_who_awaits_a_unit_that_is_dropped_when_the_scope_is_left_is_told(LiteSession):
