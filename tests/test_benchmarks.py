@@ -16,7 +16,7 @@ if SQLALCHEMY < (2, 0) or sqlalchemy.__version__ == "2.0.0":
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import endurance, guard, imports, page, peers, plan, results, setup, watching, workloads
+from benchmarks import endurance, guard, imports, page, peers, plan, profiled, results, setup, watching, workloads
 from benchmarks.contenders import BOUNDED, BY_HAND, OURS, UNBOUNDED
 from benchmarks.rounds import Measured, check, measure
 
@@ -70,6 +70,7 @@ async def test_the_whole_run_gives_the_page(connected, monkeypatch):
     monkeypatch.setattr(endurance, "in_a_new_process", lambda _units: [1.0] * 10)
     monkeypatch.setattr(imports, "milliseconds", lambda _pairs: 1.0)
     monkeypatch.setattr(watching, "ratio", lambda _url, _pairs: 1.0)
+    monkeypatch.setattr(profiled, "shares", lambda *_: {profiled.SQLALCHEMY: 0.75, profiled.RUN: 0.25})
     async with setup.connected_to_sqlite() as sqlite:
         found = await results.run(plan.TINY, connected, sqlite, lambda _: None)
     text = page.text(found, "nox -s bench")
@@ -84,6 +85,33 @@ def test_a_ratio_is_of_the_same_round():
     measured = Measured(1, {OURS: [1.0, 20.0, 3.0], BY_HAND: [2.0, 40.0, 3.0]}, {})
 
     assert measured.ratio(OURS, BY_HAND).median == 0.5
+
+
+def test_a_moment_counts_for_the_innermost_code_that_has_a_name():
+    """What it calls of the standard library is part of it; a log record is one whatever it calls; imports are none."""
+    loop = "Handle._run (asyncio/events.py:89)"
+    stacks = [
+        f"{loop};Unit.run (sa_isolated_tasks/_unit.py:166) 2",
+        f"{loop};Unit.run (sa_isolated_tasks/_unit.py:166);__init__ (sqlalchemy/orm/session.py:1);ref (weakref.py:3) 3",
+        f"{loop};unit_ended (sa_isolated_tasks/_logging.py:75);info (logging/__init__.py:9);x (asyncio/tasks.py:1) 4",
+        f"{loop} 1",
+        "<module> (sqlalchemy/__init__.py:1) 90",
+    ]
+
+    assert profiled.shares_of(stacks) == {
+        profiled.SQLALCHEMY: 0.3,
+        profiled.ASYNCIO: 0.1,
+        profiled.LOG: 0.4,
+        profiled.RUN: 0.2,
+    }
+
+
+def test_the_code_of_every_module_has_a_name():
+    """Or its moments would count for whoever calls it."""
+    package = Path(__file__).parent.parent / "src" / "sa_isolated_tasks"
+    frames = [[f"f (asyncio/x.py:1);g (sa_isolated_tasks/{path.name}:2) 1"] for path in package.glob("_[a-z]*.py")]
+
+    assert all(profiled.ASYNCIO not in profiled.shares_of(frame) for frame in frames)
 
 
 def test_the_guard_is_bounded():
