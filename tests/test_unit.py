@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import warnings
 from collections import deque
+from time import perf_counter
 from types import TracebackType
 
 import anyio
@@ -281,6 +282,33 @@ async def test_the_phases_around_a_context_manager_follow_each_other(LiteSession
 
     ending = Phase.ROLLING_BACK if fails else Phase.COMMITTING
     assert [Phase.OPENING, Phase.BODY, ending, Phase.ENDED] == [*seen, unit.phase]
+
+
+@pytest.mark.parametrize("end", ["rollback", "context manager"])
+async def test_the_time_of_a_rollback_is_that_of_a_commit(engine, Session, end):
+    """So it is of the exit of a context manager, which owns its transaction: the parts fit in the whole."""
+
+    @contextlib.asynccontextmanager
+    async def manager():
+        async with Session() as session:
+            yield session
+            await session.rollback()
+
+    async def body(session):
+        await add(session)
+        await session.flush()
+        if end == "rollback":
+            raise ValueError("no")
+
+    unit = unit_of(Session if end == "rollback" else manager, body)
+    started = perf_counter()
+    with contextlib.suppress(ValueError):
+        await unit.run()
+    total = perf_counter() - started
+    timing = unit.timing(total, queued=0.0)
+
+    assert 0 < timing.commit < total
+    assert timing.body + timing.commit < total
 
 
 async def test_timing_splits_the_time(engine, Session):
