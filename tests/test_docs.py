@@ -54,6 +54,20 @@ def test_every_page_opens_with_when_to_read_it(page):
     assert lines[0].startswith("```{include}") or any(re.match("When to (use|read)", line) for line in lines[:6])
 
 
+NAMED = re.compile(r"\b(test_\w+\.py)(?:::(test_\w+))?")
+DEFINED = re.compile(r"^(?:async )?(?:def )?(test_\w+)", re.MULTILINE)
+
+
+def test_every_test_that_is_named_is_there():
+    """In a page, or in a comment that says which test guards a race."""
+    texts = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    named = {match for path in texts for match in NAMED.findall(path.read_text())}
+    tests = {path.name: ["", *DEFINED.findall(path.read_text())] for path in ROOT.glob("tests/**/test_*.py")}
+
+    assert len(named) > 100
+    assert [(file, name) for file, name in named if name not in tests[file]] == []
+
+
 def test_every_public_name_is_on_the_page_of_names():
     """No more, and no less."""
     page = (ROOT / "docs" / "api.md").read_text()
