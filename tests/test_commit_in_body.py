@@ -221,13 +221,8 @@ async def test_a_body_that_waits_for_the_commit_of_a_helper_knows_its_outcome(
     assert Outcome.COMMITTED is handle.outcome
 
 
-async def test_a_transaction_after_one_that_was_given_up_has_its_own_outcome(slow_psycopg, names_in_table):
-    """
-    The body has a timeout around its commit, which outlasts the patience, and goes on in another transaction.
-
-    Not with asyncpg, whose connection is still being closed then: the body's rollback comes in between.
-    """
-    engine, slow_commit, _ = slow_psycopg
+async def test_a_transaction_after_one_that_was_given_up_has_its_own_outcome(engine, slow_commit, names_in_table):
+    """The body has a timeout around its commit, which outlasts the patience, and goes on in another transaction."""
     deadlines = []
 
     async def body(session):

@@ -280,69 +280,117 @@ async def test_past_its_patience_the_statement_is_interrupted(session, slow):
     assert interruptions
 
 
-async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled(session, slow):
+class Cut:
+    """A call that ends when its connection is given up, and a connection that is closed when the test says so."""
+
+    def __init__(self, error=None):
+        self.call = asyncio.get_running_loop().create_future()
+        self.error = error
+        self.closing, self.closed = asyncio.Event(), asyncio.Event()
+
+    async def give_up(self):
+        if self.error is None:
+            self.call.set_result(None)
+        else:
+            self.call.set_exception(self.error)
+        self.closing.set()
+        await self.closed.wait()
+
+    def drive(self, body, session):
+        return driven(body, session, known=Known(commit_sent=True), patience=0, give_up=self.give_up)
+
+
+async def test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled(session):
     """
     The error is the driver's answer to the cut, and the cause of the cancellation that comes out.
 
-    That comes when the connection is closed, however often there was another one meanwhile.
+    The body learns of it when the connection is closed, however often there was another cancellation meanwhile.
     """
-    failed, over = asyncio.Event(), asyncio.Event()
+    cut = Cut(ValueError("the connection was cut"))
+    failed = asyncio.Event()
 
     async def body():
-        await slow.select(session)
-        failed.set()
-        raise ValueError("the connection was cut")
+        try:
+            await cut.call
+        finally:
+            failed.set()
 
-    async def give_up():
-        slow.release.set()
-        await over.wait()
-
-    task = driven(body(), session, known=Known(), patience=0, give_up=give_up)
-    await slow.reached.wait()
+    task = cut.drive(body(), session)
+    await asyncio.sleep(0)
     task.cancel("held")
-    await failed.wait()
+    await cut.closing.wait()
     for _ in range(5):
         task.cancel("again")
         await asyncio.sleep(0)
-    is_done = task.done()
-    over.set()
+    has_failed = failed.is_set()
+    cut.closed.set()
     with pytest.raises(asyncio.CancelledError, match="held") as caught:
         await task
 
-    assert not is_done
+    assert not has_failed
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize("again", [False, True])
-async def test_a_body_that_goes_on_ends_when_what_was_given_up_is_closed(session, slow, again):
-    """It has swallowed its cancellation; one that comes while the connection is being closed goes on after that."""
-    swallowed, over = asyncio.Event(), asyncio.Event()
+async def test_a_body_goes_on_when_what_was_given_up_is_closed(session, again):
+    """It swallows its cancellation; one that came while the connection was being closed is part of that."""
+    cut = Cut()
+    steps = []
 
     async def body():
-        await slow.select(session)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
-        swallowed.set()
+        await cut.call
+        for _ in range(2):
+            try:
+                await asyncio.sleep(0)
+                steps.append("went on")
+            except asyncio.CancelledError:
+                steps.append("was cancelled")
         return "done"
 
-    async def give_up():
-        slow.release.set()
-        await over.wait()
-
-    task = driven(body(), session, known=Known(), patience=0, give_up=give_up)
-    await slow.reached.wait()
-    task.cancel()
-    await swallowed.wait()
+    task = cut.drive(body(), session)
     await asyncio.sleep(0)
-    if again:
-        task.cancel("again")
+    task.cancel()
+    await cut.closing.wait()
+    for _ in range(3):
         await asyncio.sleep(0)
-    is_done = task.done()
-    over.set()
-    (result,) = await asyncio.gather(task, return_exceptions=True)
+        if again:
+            task.cancel("again")
+    before = list(steps)
+    cut.closed.set()
 
-    assert not is_done
-    assert isinstance(result, asyncio.CancelledError) if again else result == "done"
+    assert "done" == await task
+    assert [] == before
+    assert ["was cancelled", "went on"] == steps
+
+
+async def test_patience_that_ends_while_a_timeout_gives_back_what_it_was_lent(session, monkeypatch):
+    """The work is through by then, and nothing of it is given up."""
+    given_up, drivers, deadlines = [], [], []
+    monkeypatch.setattr("sa_isolated_tasks._driving._is_of_the_body", lambda _: False)  # a driver's timeout
+
+    async def body():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                deadlines.append(deadline)
+                await asyncio.Event().wait()
+        asyncio.get_running_loop().call_soon(drivers[0]._end_patience)
+
+    async def give_up():
+        given_up.append(1)
+
+    async def run():
+        drivers.append(Driven(body(), session, Known(commit_sent=True), 60, give_up))
+        await drivers[0]
+
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0)
+    task.cancel("from outside")
+    await asyncio.sleep(0)
+    deadlines[0].reschedule(0)
+    with pytest.raises(asyncio.CancelledError, match="from outside"):
+        await task
+
+    assert [] == given_up
 
 
 @pytest.mark.parametrize("taken_back", [False, True])

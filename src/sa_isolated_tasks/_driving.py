@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sa_isolated_tasks._protect import LAST_WORDS, settle
-from sa_isolated_tasks._steps import Steps, awaited_by, has_run_out
+from sa_isolated_tasks._steps import Steps, awaited_by, has_run_out, times_cancelled
 from sa_isolated_tasks._watch import Record
 
 __all__ = ["Driven"]
@@ -151,11 +151,8 @@ class Driven(Steps[R]):
     def __await__(self) -> Generator[Any, None, R]:
         try:
             result = yield from super().__await__()
-            yield from self._close_what_was_given_up()
             self.deliver()
         except BaseException as error:
-            if not isinstance(error, GeneratorExit):
-                yield from self._close_what_was_given_up()
             if self.held is not None and isinstance(error, Exception):
                 # Q: Why not let the error out? A: Whoever asked for the cancellation would never know that it came to
                 # something: test_driving.py::test_a_body_that_fails_while_its_cancellation_is_held_is_cancelled.
@@ -172,18 +169,18 @@ class Driven(Steps[R]):
                 self._forget()
         return result
 
-    def _close_what_was_given_up(self) -> Generator[Any, None, None]:
-        """
-        To the end.
-
-        Q: The work is through; is the connection not closed by now? A: Its driver may still be at it:
-        test_driving.py::test_a_body_that_fails_because_its_connection_is_given_up_is_cancelled.
-        """
+    def _wait(self, waiting: asyncio.Future[Any] | None) -> Generator[Any, None, BaseException | None]:
+        error = yield from super()._wait(waiting)
+        # Q: The call is over, why not go on? A: Its connection may still be being closed, and what the body did with
+        # the session in that time would come in between:
+        # test_commit_in_body.py::test_a_transaction_after_one_that_was_given_up_has_its_own_outcome.
         giving_up, self._giving_up = self._giving_up, None
         if giving_up is not None:
+            asked = times_cancelled()
             _, cancelled = yield from settle(asyncio.wait([giving_up])).__await__()
-            if cancelled is not None and self.held is None:
-                raise cancelled
+            if cancelled is not None:
+                self._hold(cancelled, asked)
+        return error
 
     def _forget(self) -> None:
         """The session need not know of this any longer, nor keep it."""
@@ -208,8 +205,15 @@ class Driven(Steps[R]):
                 del cancelled  # this frame is in its traceback
 
     def _end_patience(self) -> None:
-        if self.is_due:
-            self._giving_up = asyncio.get_running_loop().create_task(self._end_of_patience())
+        if not self.is_due:
+            return
+        loop = asyncio.get_running_loop()
+        if self.is_waiting:
+            self._giving_up = loop.create_task(self._end_of_patience())
+        else:
+            # Q: What else can it be at? A: It is counting again what was lent to a timeout, which takes a turn, and may
+            # be through by then: test_driving.py::test_patience_that_ends_while_a_timeout_gives_back_what_it_was_lent.
+            loop.call_soon(self._end_patience)
 
     async def _end_of_patience(self) -> None:
         before = self._transactions_ended

@@ -93,6 +93,11 @@ class Steps(Generic[R]):
         return self.held is not None and task is not None and task.cancelling() + self._lent > self._asked
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the work is suspended where a cancellation does not reach it."""
+        return self._gate is not None
+
+    @property
     def left_by_groups(self) -> int:
         """
         How many cancellations of the task are no cancellations of the work, but stem from its task groups.
@@ -174,6 +179,8 @@ class Steps(Generic[R]):
                     return self._let_in(cancelled, waiting)
                 shield = anyio_shield()
                 self._hold(cancelled, asked)
+            finally:
+                self._gate = None
             if self._is_left:
                 if self._lent:
                     yield from self._take_back()
