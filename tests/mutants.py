@@ -199,7 +199,10 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
     Among the rest may be a test that reaches the line in another process, or when the module is imported.
     """
     own = f"tests/test{mutant.module}.py"
-    reaching = set(REACHED["lines"][mutant.module].get(str(mutant.line), ()))
+    lines = REACHED["lines"][mutant.module]
+    # A decorator runs on import: what counts is what is below it.
+    line = mutant.line + 2 if mutant.operator == "RemoveDecorator" else mutant.line
+    reaching = set(lines.get(str(line), ()))
     # Not the examples in the docs, each of which needs the ones before it.
     quickest = sorted((test for test in REACHED["seconds"] if test.startswith("tests/")), key=REACHED["seconds"].get)
     mine, others = ([test for test in quickest if test.startswith(own) is here] for here in (True, False))

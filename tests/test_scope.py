@@ -692,6 +692,30 @@ async def test_survivors_are_reported(scope_of):
         await handle
 
 
+async def test_a_survivor_without_a_session_is_reported_at_once(LiteSession, monkeypatch):
+    """It hangs in its factory, so there is no connection to cut, and nothing to wait for after that."""
+    monkeypatch.setattr("sa_isolated_tasks._scope.LAST_WORDS", 60)
+    stubborn = Stubborn()
+
+    @contextlib.asynccontextmanager
+    async def stuck():
+        await stubborn.run(None)
+        async with LiteSession() as session:
+            yield session
+
+    with pytest.raises(ShutdownError, match=r"opening\)"):
+        async with (
+            asyncio.timeout(20),
+            TaskScope(stuck, name="t", limit=1, drain_timeout=0, cancel_timeout=0) as scope,
+        ):
+            handle = scope.spawn(add)
+            await stubborn.reached.wait()
+
+    stubborn.release.set()
+    with pytest.raises(UnitCancelledError):
+        await handle
+
+
 async def test_a_snapshot_says_what_each_unit_is_doing(sqlite_engine):
     """The innermost line of the user's own, below a helper and a decorated function; or the part of the end."""
     reached, release, committing = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -305,7 +305,7 @@ async def test_the_time_of_a_rollback_is_that_of_a_commit(engine, Session, end):
     with contextlib.suppress(ValueError):
         await unit.run()
     total = perf_counter() - started
-    timing = unit.timing(total, queued=0.0)
+    timing = unit.timing(total, queued=0.0, waiting=0.0)
 
     assert 0 < timing.commit < total
     assert timing.body + timing.commit < total
@@ -316,7 +316,7 @@ async def test_timing_splits_the_time(engine, Session):
     unit = unit_of(Session, add)
     await unit.run()
 
-    timing = unit.timing(total=60.0, queued=0.0)
+    timing = unit.timing(total=60.0, queued=0.0, waiting=0.0)
 
     assert all(0 < part < 60 for part in (timing.body, timing.commit, timing.connection))
 
@@ -561,6 +561,16 @@ async def test_a_unit_within_its_timeout_succeeds(engine, Session, names_in_tabl
     await unit_of(Session, add, timeout=60).run()
 
     assert ["a"] == await names_in_table(engine)
+
+
+async def test_a_body_that_fails_within_its_timeout_fails_with_its_own_error(LiteSession):
+    """Only what the end of the time has brought about is a TimeoutError."""
+
+    async def body(_session):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await unit_of(LiteSession, body, timeout=60).run()
 
 
 async def test_a_timeout_inside_the_body_is_the_bodys_own(engine, Session, names_in_table):

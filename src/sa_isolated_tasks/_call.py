@@ -27,7 +27,7 @@ async def run_call(name: str, unit: Unit[R]) -> R:
     asked = times_cancelled()
 
     def end(state: TaskState, failure: BaseException | None = None, reason: str = "") -> None:
-        timing = unit.timing(perf_counter() - started, 0.0)
+        timing = unit.timing(perf_counter() - started, queued=0.0, waiting=0.0)
         ended = UnitEnded("", name, state, unit.outcome, unit.commits, timing, failure, reason, "")
         notify(_LISTENERS, lambda listener: listener.unit_ended(ended))
 

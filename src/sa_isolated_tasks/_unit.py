@@ -80,7 +80,6 @@ class Unit(Generic[R]):
     """
 
     __slots__ = (
-        "_abandoned",
         "_args",
         "_before",
         "_body",
@@ -123,7 +122,6 @@ class Unit(Generic[R]):
         self._commit_seconds = 0.0
         self.phase: Phase = Phase.NEW
         self.cancel_requested: bool = False
-        self._abandoned = False
         self.patience: float = PATIENCE
 
     @property
@@ -148,7 +146,7 @@ class Unit(Generic[R]):
     def commits(self) -> int:
         return 0 if self._record is None else self._record.commits
 
-    def timing(self, total: float, queued: float, waiting: float = 0.0) -> Timing:
+    def timing(self, total: float, queued: float, waiting: float) -> Timing:
         held = 0.0 if self._record is None else self._record.held
         return Timing(total, queued, self._body_seconds, self._commit_seconds, held, waiting)
 
@@ -275,9 +273,10 @@ class Unit(Generic[R]):
         started = perf_counter()
         try:
             await session.commit()
-        except BaseException as error:
-            if self._abandoned and self.cancel_requested and isinstance(error, Exception):
-                raise asyncio.CancelledError from error  # it is the connection that was cut that failed
+        except Exception as error:
+            if self.cancel_requested:
+                # The cancellation may be through, having cut the connection off, and this be its answer.
+                raise asyncio.CancelledError from error
             raise
         finally:
             self._commit_seconds = perf_counter() - started
@@ -323,7 +322,7 @@ class Unit(Generic[R]):
         """Patience has ended: the connection is cut, and what becomes of the transaction is the server's business."""
         session, record = self._session, self._record
         if session is not None and record is not None and record.begun:
-            self._abandoned = record.abandoned = True
+            record.abandoned = True
             if record.is_cut_at_once:
                 # In a greenlet SQLAlchemy would leave a task behind that waits for the thread, and `asyncio.run` would
                 # wait for the task: test_leaving.py::test_a_program_whose_unit_was_cut_off.
