@@ -259,3 +259,32 @@ async def test_a_commit_that_outlasts_the_patience_is_given_up(postgresql, make_
 
     assert Outcome.UNKNOWN is unknown
     assert 0 == engine.pool.checkedout()
+
+
+async def test_a_commit_of_a_context_manager_that_outlasts_the_patience_is_given_up(
+    postgresql, make_engine, slow_commit
+):
+    """Its connection is cut too, though its transaction is its own."""
+    engine = make_engine(postgresql, pool_size=2)
+
+    @contextlib.asynccontextmanager
+    async def get_session():
+        async with session_maker(engine)() as session:
+            yield session
+            await session.commit()
+
+    async def write(session):
+        session.add(Item(name="a"))
+        await session.flush()
+
+    async with TaskScope(get_session, name="t", limit=1, cancel_timeout=0.05) as scope:
+        handle = scope.spawn(write)
+        await slow_commit.reached()
+        handle.cancel()
+        with pytest.raises(UnitCancelledError):
+            await asyncio.wait_for(handle, 10)
+        unknown = handle.outcome
+        await slow_commit.release()
+
+    assert Outcome.UNKNOWN is unknown
+    assert 0 == engine.pool.checkedout()

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from support import Item
 
-from sa_isolated_tasks import Outcome, TaskScope, TaskState, Timing, UnitCancelledError
+from sa_isolated_tasks import Outcome, TaskScope, TaskState, Timing, UnitCancelledError, isolated_session
 
 VARIABLE = contextvars.ContextVar("VARIABLE")
 
@@ -432,6 +432,33 @@ async def test_a_cancelled_unit_is_freed_without_the_garbage_collector(scope, ca
         assert gone[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("way", ["by position", "by name", "as a method"])
+async def test_the_handle_of_an_ended_unit_keeps_nothing_that_it_was_called_with(scope, LiteSession, way):
+    """It may live as long as the application."""
+
+    class Big:
+        @isolated_session(LiteSession)
+        async def method(self, _session):
+            pass
+
+    async def body(_session, big):
+        assert isinstance(big, Big)
+
+    big = Big()
+    gone = weakref.ref(big)
+    if way == "by position":
+        handle = scope.spawn(body, big)
+    elif way == "by name":
+        handle = scope.spawn(body, big=big)
+    else:
+        handle = scope.spawn(big.method)
+    await handle
+    del big
+    gc.collect()
+
+    assert (None, TaskState.SUCCEEDED) == (gone(), handle.state)
 
 
 async def test_a_failed_unit_is_freed_without_the_garbage_collector(scope, caplog):
