@@ -205,6 +205,11 @@ async def test_a_connection_that_dies_in_the_flush_of_a_commit_has_committed_not
     assert Outcome.ROLLED_BACK is unit.outcome
 
 
+def test_a_unit_has_ten_seconds_for_its_clean_up(Session):
+    """That of a decorated function, as the page on cancellation says; a scope's have what the scope gives them."""
+    assert 10 == unit_of(Session, add).patience
+
+
 async def test_the_phases_follow_each_other(engine, Session):
     """NEW, BODY, COMMITTING, ENDED, as seen from the body and from the session's own events."""
     seen = []
@@ -557,9 +562,13 @@ async def test_a_timeout_that_the_body_swallows_fails_all_the_same(engine, Sessi
 
 
 async def test_a_unit_within_its_timeout_succeeds(engine, Session, names_in_table):
-    """A timeout that is not reached changes nothing."""
-    await unit_of(Session, add, timeout=60).run()
+    """A timeout that is not reached changes nothing, at the result neither."""
 
+    async def body(session):
+        await add(session)
+        return 42
+
+    assert 42 == await unit_of(Session, body, timeout=60).run()
     assert ["a"] == await names_in_table(engine)
 
 
