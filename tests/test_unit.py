@@ -205,9 +205,25 @@ async def test_a_connection_that_dies_in_the_flush_of_a_commit_has_committed_not
     assert Outcome.ROLLED_BACK is unit.outcome
 
 
-def test_a_unit_has_ten_seconds_for_its_clean_up(Session):
+async def test_a_unit_has_ten_seconds_for_its_clean_up(LiteSession):
     """That of a decorated function, as the page on cancellation says; a scope's have what the scope gives them."""
-    assert 10 == unit_of(Session, add).patience
+    assert 10 == unit_of(LiteSession, add).patience
+
+
+async def test_an_empty_session_is_not_closed_by_a_call(LiteSession, monkeypatch):
+    """It would do nothing, and cost as much as to make one."""
+    closed = []
+    close = SyncSession.close
+    monkeypatch.setattr(SyncSession, "close", lambda session: closed.append(close(session)))
+
+    async def nothing(_session):
+        pass
+
+    factory = SessionFactory(LiteSession)
+    factory.check_isolation()
+    await Unit(factory, nothing).run()
+
+    assert [] == closed
 
 
 async def test_the_phases_follow_each_other(engine, Session):
