@@ -434,9 +434,13 @@ async def test_a_commit_while_the_scope_is_being_left_still_counts(LiteSession):
     assert 42 == handle.result()
 
 
-async def test_a_commit_while_the_scope_is_being_cancelled_drops(LiteSession):
+@pytest.mark.parametrize("by", ["leaving", "a failure"])
+async def test_a_commit_while_the_scope_is_being_cancelled_drops(LiteSession, by):
     """A scope that cancels what runs starts nothing new."""
     cleaning, release = asyncio.Event(), asyncio.Event()
+
+    async def fail(_session):
+        raise ValueError("no")
 
     async def stubborn(_session):
         try:
@@ -445,7 +449,9 @@ async def test_a_commit_while_the_scope_is_being_cancelled_drops(LiteSession):
             cleaning.set()
             await release.wait()
 
-    scope = TaskScope(LiteSession, name="t", drain_timeout=0)
+    scope = TaskScope(
+        LiteSession, name="t", limit=2, drain_timeout=0, on_failure="log" if by == "leaving" else "cancel"
+    )
     scope.start()
     async with LiteSession() as parent:
         parent.add(Item(name="a"))
@@ -453,14 +459,51 @@ async def test_a_commit_while_the_scope_is_being_cancelled_drops(LiteSession):
         scope.spawn(stubborn)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        closing = asyncio.create_task(scope.aclose())
+        closing = asyncio.create_task(scope.aclose()) if by == "leaving" else scope.spawn(fail)
         await cleaning.wait()
         await parent.commit()
         release.set()
-        await closing
+        with contextlib.suppress(ValueError):
+            await closing
+    with contextlib.suppress(ExceptionGroup):
+        await scope.aclose()
 
     with pytest.raises(TaskDroppedError, match="scope t was left before it could start"):
         handle.result()
+
+
+async def test_a_unit_that_is_registered_in_a_thread_while_the_scope_is_left_never_starts(
+    LiteSession, sync_session_maker, monkeypatch
+):
+    """The scope was open when the call began, and is left in the middle of it: the commit finds nothing to start."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slowly(session):
+        inside.set()
+        go_on.wait()
+        return parent_transaction_of(session)
+
+    monkeypatch.setattr("sa_isolated_tasks._spawn.parent_transaction_of", slowly)
+    ran, handles = [], []
+
+    async def body(_session):
+        ran.append(1)
+
+    scope = TaskScope(LiteSession, name="t", limit=1)
+    scope.start()
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        thread = threading.Thread(target=lambda: handles.append(scope.spawn_after_commit(parent, body)))
+        thread.start()
+        await asyncio.to_thread(inside.wait)
+        await scope.aclose()
+        go_on.set()
+        await asyncio.to_thread(thread.join)
+        parent.commit()
+
+    with pytest.raises(TaskDroppedError):
+        await handles[0]
+    assert [] == ran
 
 
 @pytest.mark.parametrize("whose", ["handle", "scope"])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import inspect
 import linecache
 import logging
 import weakref
@@ -1331,6 +1332,13 @@ async def test_a_scope_that_was_never_started_has_nothing_to_cancel_or_drain(sco
     )
 
 
+async def test_a_scope_that_was_never_started_is_true_and_empty(scope_of):
+    """It may be asked what it asks of nobody."""
+    scope = scope_of()
+
+    assert (True, 0, []) == (bool(scope), len(scope), list(scope))
+
+
 async def test_a_scope_is_true_has_a_length_and_iterates_over_live_handles(scope_of):
     """An empty scope is true; its length and iteration are those of the living units."""
     async with scope_of(limit=1) as scope:
@@ -1480,6 +1488,20 @@ def test_arguments_out_of_range_are_refused(options, error, text):
     """Bad arguments fail when the scope is made, before anything starts, and the error names them."""
     with pytest.raises(error, match=text):
         TaskScope(**({"factory": session_maker(None), "name": "t"} | options))
+
+
+def test_the_parameters_are_those_of_the_pages():
+    """By name only, and with these defaults."""
+    assert (
+        "(factory, *, name, limit='pool', on_failure='log', drain_timeout=None, cancel_timeout=10.0, listeners=())",
+        "(self, *, name=None, timeout=None, context='copy', guard='raise')",
+    ) == (_parameters_of(TaskScope), _parameters_of(TaskScope.options))
+
+
+def _parameters_of(called):
+    signature = inspect.signature(called)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 async def test_a_scope_within_a_cancelled_task_still_leaves_cleanly(scope_of):
