@@ -7,6 +7,7 @@ Ray, and statements that are left out. What changes nothing but annotations is n
 With ``--note`` the tests run once without a mutant, and what each of them reaches goes to ``build/mutants.json``.
 Each mutant is then imported from a copy of the package, in a process of its own, and runs the tests that reach it until
 one fails: those of its own file first, then the others, the quickest first. A mutant that hangs has been noticed.
+Those that no test can notice, or that none has to, are in ``mutants.toml``, each with the reason.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -50,7 +52,7 @@ SLOW_IMPORTS = """
 PATIENCE = 10.0
 # Of the many operators that another may be replaced by, those that make sense in its place: the rest fails at once.
 SENSIBLE = re.compile(
-    r"_(Add_Sub|Sub_Add|Mul_Div|Div_Mul|BitOr_BitAnd|BitAnd_Sub)$|_(Is_IsNot|IsNot_Is|In_NotIn|NotIn_In)$|"
+    r"_(Add_Sub|Sub_Add|Div_Mul|BitOr_BitAnd|BitAnd_Sub)$|_(Is_IsNot|IsNot_Is|In_NotIn|NotIn_In)$|"
     r"_(Eq_NotEq|NotEq_Eq|Lt_LtE|Lt_GtE|Gt_GtE|Gt_LtE|LtE_Lt|LtE_Gt|GtE_Gt|GtE_Lt)$"
 )
 
@@ -60,7 +62,11 @@ class Mutant(NamedTuple):
     line: int
     operator: str
     source: str
-    diff: str
+    was: str
+    becomes: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.py:{self.line} {self.operator}\n- {self.was}\n+ {self.becomes}\n"
 
 
 class WithoutStatement(Operator):
@@ -138,8 +144,24 @@ def mutants_of(module: str) -> Iterator[Mutant]:
                 runs = what_runs(mutated)
                 if runs not in seen:
                     seen.add(runs)
-                    diff = "".join(unified_diff(source.splitlines(True), mutated.splitlines(True), n=0)).split("\n", 3)
-                    yield Mutant(module, start[0], name.partition("/")[2] or name, mutated, diff[3].strip())
+                    was, becomes = _changed_lines(source, mutated)
+                    yield Mutant(module, start[0], name.partition("/")[2] or name, mutated, was, becomes)
+
+
+def _changed_lines(source: str, mutated: str) -> tuple[str, str]:
+    lines = [*unified_diff(source.splitlines(), mutated.splitlines(), n=0, lineterm="")][3:]
+    return tuple("\n".join(line[1:].strip() for line in lines if line[0] == sign).strip() for sign in "-+")
+
+
+def reasons() -> dict[tuple[str, str, str], str]:
+    """Why nothing notices a mutant: by module, and by its line before and after."""
+    known = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+    return {
+        (f"_{module}", mutant["was"], becomes): mutant["reason"]
+        for module, mutants in known.items()
+        for mutant in mutants
+        for becomes in mutant["becomes"]
+    }
 
 
 class Reaching:
@@ -260,21 +282,23 @@ def _run_in_child(directory: str, tests: list[str]) -> None:
 
 
 def run(modules: list[str], jobs: int) -> int:
-    """Prints what survives, and the number of each fate; gives the number of survivors."""
+    """Prints what survives, and the number of each fate; gives the number of survivors without a reason."""
+    known = reasons()
     REACHED.update(json.loads(NOTES.read_text()))
     for name in SLOW_IMPORTS.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     mutants = [mutant for module in modules for mutant in mutants_of(f"_{module}")]
     for module in modules:
-        if fate_of(Mutant(f"_{module}", 0, "", source_of(f"_{module}"), "")) != "survived":
+        if fate_of(Mutant(f"_{module}", 0, "", source_of(f"_{module}"), "", "")) != "survived":
             sys.exit(f"the tests of {module} fail without a mutant")
     fates: Counter[tuple[str, str]] = Counter()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
         for mutant, fate in zip(mutants, pool.map(fate_of, mutants), strict=True):
-            fates[mutant.module, fate] += 1
-            if fate == "survived":
-                print(f"{mutant.module}.py:{mutant.line} {mutant.operator}\n{mutant.diff}\n", flush=True)
+            unexpected = fate == "survived" and (mutant.module, mutant.was, mutant.becomes) not in known
+            fates[mutant.module, fate if fate != "survived" or unexpected else "survived for a reason"] += 1
+            if unexpected:
+                print(mutant, flush=True)
     for (module, fate), number in sorted(fates.items()):
         print(f"{module}.py: {number} {fate}")
     return sum(number for (_, fate), number in fates.items() if fate == "survived")

@@ -9,6 +9,7 @@ import gc
 import inspect
 import linecache
 import logging
+import sys
 import weakref
 
 import pytest
@@ -853,6 +854,40 @@ async def test_a_host_that_is_cancelled_again_and_again_waits_for_its_units(scop
     assert (False, TaskState.CANCELLED) == (before, handles[0].state)
 
 
+@pytest.mark.parametrize("phase", ["units are cancelled", "connections are cut"])
+async def test_who_closes_is_cancelled_while(LiteSession, phase):
+    """That comes too late to change anything, waits for the end, and is not swallowed."""
+    cancelled, release = asyncio.Event(), asyncio.Event()
+
+    async def body(session):
+        await session.execute(sa.text("select 1"))
+        reached.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+
+    reached = asyncio.Event()
+    patience = 60 if phase == "units are cancelled" else 0
+    scope = TaskScope(LiteSession, name="t", limit=1, drain_timeout=0, cancel_timeout=patience)
+    scope.start()
+    handle = scope.spawn(body)
+    await reached.wait()
+    closing = asyncio.create_task(scope.aclose())
+    await cancelled.wait()
+    while phase == "connections are cut" and handle.outcome is not Outcome.UNKNOWN:
+        await asyncio.sleep(0)
+    closing.cancel("too late")
+    await asyncio.sleep(0)
+    before = closing.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError, match="too late"):
+        await closing
+
+    assert (False, TaskState.CANCELLED) == (before, handle.state)
+
+
 async def test_a_failing_unit_after_the_hosts_cancellation_is_noted(scope_of):
     """The cancellation comes out; what a unit raised in its clean-up is a note on it."""
 
@@ -1502,6 +1537,61 @@ def _parameters_of(called):
     signature = inspect.signature(called)
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+async def test_a_failure_cancels_a_scope_within_a_cancelled_task(scope_of):
+    """The cancellation of before is not the scope's: the group of failures comes out, as it does elsewhere."""
+
+    async def host():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            async with scope_of(on_failure="cancel") as scope:
+                scope.spawn(fail)
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(host())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(ExceptionGroup) as caught:
+        await task
+
+    assert ["no"] == [str(error) for error in caught.value.exceptions]
+
+
+async def test_a_scope_watches_sessions_from_when_it_is_made(tmp_path):
+    """A session that did its work after that, and was closed, is known to be closed."""
+    program = """
+import asyncio, sys
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import sessionmaker
+from sa_isolated_tasks import ClosedSessionError, TaskScope
+
+async def body(session, other):
+    pass
+
+async def main():
+    engine = create_async_engine("sqlite+aiosqlite:///" + sys.argv[1])
+    Session = sessionmaker(engine, class_=AsyncSession)
+    scope = TaskScope(Session, name="t", limit=1)
+    async with Session() as closed:
+        await closed.execute(sa.text("select 1"))
+    async with scope:
+        try:
+            scope.spawn(body, closed)
+        except ClosedSessionError as error:
+            print(error.code)
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(tmp_path / "a.db")), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+
+    assert (0, b"SIT102") == (process.returncode, out.strip())
 
 
 async def test_a_scope_within_a_cancelled_task_still_leaves_cleanly(scope_of):
