@@ -1566,7 +1566,7 @@ import asyncio, sys
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import sessionmaker
-from sa_isolated_tasks import ClosedSessionError, TaskScope
+from sa_isolated_tasks import SessionPassedError, TaskScope
 
 async def body(session, other):
     pass
@@ -1580,7 +1580,7 @@ async def main():
     async with scope:
         try:
             scope.spawn(body, closed)
-        except ClosedSessionError as error:
+        except SessionPassedError as error:
             print(error.code)
     await engine.dispose()
 
