@@ -210,6 +210,16 @@ async def test_a_rollback_in_a_thread_drops(lite_scope, sync_session_maker):
             await handle
 
 
+async def test_a_rollback_in_the_loop_drops_at_once(lite_scope, sync_session_maker):
+    """Not in a later turn: who has rolled back may look at the handle."""
+    with sync_session_maker() as parent:
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        parent.rollback()
+
+        assert TaskState.DROPPED is handle.state
+
+
 async def test_a_hook_after_the_commit_may_register_too(lite_scope, LiteSession):
     """In ``after_commit`` the transaction is committed already: the unit starts."""
     handles = []

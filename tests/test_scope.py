@@ -26,6 +26,7 @@ from sa_isolated_tasks import (
     ScopeClosedError,
     ScopeSnapshot,
     ShutdownError,
+    TaskHandle,
     TaskScope,
     TaskState,
     UnitCancelledError,
@@ -1409,6 +1410,7 @@ async def test_a_snapshot_shows_states_and_counts(scope_of):
     assert (1, 1, 1) == (during.succeeded, during.failed, during.cancelled)
     assert ["for_ever#3", "answer#5"] == [unit.name for unit in during.units]
     assert queued.name == during.units[1].name
+    assert 0 < during.units[1].age < during.units[0].age < 60
     assert ("closed", 3, ()) == (after.state, after.cancelled, after.units)
     assert "<TaskScope t: closed, 0 unit(s)>" == repr(scope)
 
@@ -1530,7 +1532,8 @@ def test_the_parameters_are_those_of_the_pages():
     assert (
         "(factory, *, name, limit='pool', on_failure='log', drain_timeout=None, cancel_timeout=10.0, listeners=())",
         "(self, *, name=None, timeout=None, context='copy', guard='raise')",
-    ) == (_parameters_of(TaskScope), _parameters_of(TaskScope.options))
+        "(self, callback, *, context=None)",
+    ) == tuple(map(_parameters_of, (TaskScope, TaskScope.options, TaskHandle.add_done_callback)))
 
 
 def _parameters_of(called):
