@@ -48,8 +48,8 @@ SLOW_IMPORTS = """
     aiosqlite anyio asyncmy asyncpg attrs fastapi greenlet httpx hypothesis psycopg pydantic pytest_asyncio
     sqlalchemy.ext.asyncio sqlalchemy.dialects.mysql sqlalchemy.dialects.postgresql sqlmodel sybil uvloop
 """
-# What the tests of a mutant may take in seconds, beside what they took without it.
-PATIENCE = 10.0
+# What one test may take, in seconds; and what all of a mutant's may, beside what they took without it.
+LONGEST, PATIENCE = 20, 10
 # Of the many operators that another may be replaced by, those that make sense in its place: the rest fails at once.
 SENSIBLE = re.compile(
     r"_(Add_Sub|Sub_Add|Div_Mul|BitOr_BitAnd|BitAnd_Sub)$|_(Is_IsNot|IsNot_Is|In_NotIn|NotIn_In)$|"
@@ -275,6 +275,7 @@ def _run_in_child(directory: str, tests: list[str]) -> None:
     files = sorted({test.partition("::")[0] for test in tests})
     # Plugins are among what was imported already.
     options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options += ["-o", f"faulthandler_timeout={LONGEST}", "-o", "faulthandler_exit_on_timeout=true"]
     code = 70
     with contextlib.suppress(BaseException):
         code = int(pytest.main([*options, *files], plugins=[_Only(tests)]))
