@@ -76,10 +76,12 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield "scope, compared with one that has none: the median of pairs of new processes."
     yield from ["", "## Import", ""]
     yield f"{results.imported:.1f} ms over `import sqlalchemy.ext.asyncio`: the median of the differences of pairs of"
-    yield "new processes, in time of the processor. Alone: `python -m benchmarks --only imports`."
+    yield _IMPORT
 
 
 _SOURCE = "../benchmarks/"
+_IMPORT = """new processes, in time of the processor, with this Python. With 3.11 a full run of the garbage collector may
+fall into it, which takes longer than the import. Alone: `python -m benchmarks --only imports`."""
 
 
 def _profiles(results: Results) -> Iterator[str]:

@@ -533,7 +533,7 @@ async def test_a_scoped_registry_is_refused(LiteSession):
         isolated_session(registry)(add)()
 
     for caught in (started, called):
-        assert fake(caught.value, "async_scoped_session") == "isolated_session(registry.session_factory)"
+        assert fake(caught.value, "async_scoped_session") == "Session = registry.session_factory"
     assert await isolated_session(registry.session_factory)(add)() is LiteSession.class_
 
 
@@ -667,7 +667,10 @@ async def managed():
 
 UNKNOWN = {
     "null pool": (lambda: session_maker(unconnected(poolclass=NullPool)), "NullPool"),
-    "unlimited pool": (lambda: session_maker(unconnected(pool_size=0)), "AsyncAdaptedQueuePool"),
+    "unlimited pool": (
+        lambda: session_maker(unconnected(pool_size=0)),
+        "AsyncAdaptedQueuePool of size 0, which is unlimited",
+    ),
     "one of two": (
         lambda: sessionmaker(
             unconnected(pool_size=5), class_=AsyncSession, binds={Item: unconnected(poolclass=NullPool)}
@@ -708,7 +711,7 @@ async def test_an_unknown_pool_size_asks_for_a_number(case):
     error = caught.value
     assert isinstance(error, ValueError)
     assert error.code == "SIT208"
-    assert error.what.endswith(f"and this one's are not: {why}")
+    assert error.what.endswith(f"a QueuePool of some size, and here: {why}")
     assert error.cure == "TaskScope(Session, name=..., limit=10)"
     for limit in (7, None):
         assert resolve_limit(limit, SessionFactory(factory)) == limit

@@ -178,7 +178,7 @@ def _check_registry(factory: Any) -> None:
         raise FakeIsolationError(
             f"the factory is a scoped registry ({type(factory).__name__}): "
             "it gives one session to all who share its scope",
-            cure="isolated_session(registry.session_factory)",
+            cure="Session = registry.session_factory",
         )
 
 
@@ -294,7 +294,7 @@ def resolve_limit(limit: Limit, factory: SessionFactory) -> int | None:
     known = [size for size in sizes if size is not None]
     if not known or len(known) < len(sizes):
         raise LimitError(
-            'limit="pool" needs a factory whose engines are known and have a QueuePool, and this one\'s are not: '
+            'limit="pool" needs a factory whose engines are known and have a QueuePool of some size, and here: '
             f"{_why_unknown(binds)}",
         )
     return min(known)
@@ -309,4 +309,9 @@ def _room_in(pool: Pool, dialect: str) -> int | None:
 def _why_unknown(binds: list[Any] | None) -> str:
     if binds is None:
         return "a context manager or a get_bind() of your own decides"
-    return ", ".join(type(bind.pool).__name__ for bind in binds) or "it is bound to nothing"
+    return ", ".join(_described(bind.pool) for bind in binds) or "it is bound to nothing"
+
+
+def _described(pool: Pool) -> str:
+    unlimited = isinstance(pool, QueuePool) and pool.size() == 0
+    return type(pool).__name__ + (" of size 0, which is unlimited" if unlimited else "")

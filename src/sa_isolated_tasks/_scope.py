@@ -99,7 +99,9 @@ class TaskScope(Spawner):
         if on_failure not in get_args(OnFailure):
             raise ValueError(f'on_failure is "log", "raise" or "cancel", not {on_failure!r}')
         check_seconds("drain_timeout", drain_timeout)
-        check_seconds("cancel_timeout", cancel_timeout)
+        check_seconds("cancel_timeout", cancel_timeout, or_none="")  # without it, a scope could wait for ever
+        if not name:
+            raise ValueError(f"the name of a scope is for the log, and cannot be {name!r}")
         self._factory = SessionFactory(factory)
         super().__init__(Spawning(self._factory, self._admit), Options())
         self.name: str = name

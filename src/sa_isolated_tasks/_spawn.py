@@ -57,9 +57,9 @@ class Options:
             raise ValueError(f'guard is "raise", "warn" or "off", not {self.guard!r}')
 
 
-def check_seconds(name: str, value: Any) -> None:
-    if value is not None and not (isinstance(value, int | float) and value >= 0):
-        raise ValueError(f"{name} is in seconds, from 0, or None for no limit; it cannot be {value!r}")
+def check_seconds(name: str, value: Any, *, or_none: str = ", or None for no limit") -> None:
+    if not (value is None and or_none) and not (isinstance(value, int | float) and value >= 0):
+        raise ValueError(f"{name} is in seconds, from 0{or_none}; it cannot be {value!r}")
 
 
 class _Call(NamedTuple):

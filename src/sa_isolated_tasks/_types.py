@@ -69,7 +69,9 @@ class Outcome(enum.Enum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     UNKNOWN = "unknown"
-    """The connection died or was cut in the transaction or its commit, so the rows may be there or not."""
+    """
+    The connection died during the commit, or was cut when *cancel_timeout* had passed: the rows may be there or not.
+    """
 
 
 class Timing(NamedTuple):
@@ -119,7 +121,8 @@ class ScopeSnapshot(NamedTuple):
     One scope, frozen at a moment: for a person or a metric.
 
     *limit* is the resolved number of units that may run at once, None for no limit.
-    *started* and the fields after it count since the scope was started.
+    *waiting*, *queued* and *running* count the *units* that live now, the fields from *succeeded* to *dropped* those
+    that have ended since the scope was started.
 
     .. versionadded:: 0.1.0
     """

@@ -63,6 +63,11 @@ async def own(session: OwnSession) -> None: ...
 
 
 @isolated_session(Session)
+async def keywords(session: AsyncSession, /, *numbers: int, **fields: str) -> str:
+    return ""
+
+
+@isolated_session(Session)
 async def same(session: AsyncSession, value: T) -> T:
     return value
 
@@ -132,6 +137,7 @@ async def calls(repository: Repository) -> None:
     assert_type(await titles(author=1, prefix="a"), list[str])
     assert_type(await own(), None)
     assert_type(await same(1), int)
+    assert_type(await keywords(1, 2, name="a"), str)
     assert_type(await variadic(1, 2, name="a"), int)
     assert_type(await repository.by_attribute(1), str)
     assert_type(await repository.method(1), str)
