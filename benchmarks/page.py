@@ -80,8 +80,8 @@ def _lines(results: Results, command: str) -> Iterator[str]:
 
 
 _SOURCE = "../benchmarks/"
-_IMPORT = """new processes, in time of the processor, with this Python. With 3.11 a full run of the garbage collector may
-fall into it, which takes longer than the import. Alone: `python -m benchmarks --only imports`."""
+_IMPORT = """new processes, in time of the processor, with this Python. With 3.11 a full run of the garbage collector
+may fall into it, which takes longer than the import. Alone: `python -m benchmarks --only imports`."""
 
 
 def _profiles(results: Results) -> Iterator[str]:

@@ -324,8 +324,7 @@ class TaskScope(Spawner):
             ScopeClosedError: the scope is not open, and the spawner is none of its units.
             WrongLoopError: this is another loop or thread.
         """
-        runner = self._runner
-        state = self._state
+        runner, state = self._runner, self._state
         if runner is not None and (state is _State.OPEN or state is _State.DRAINING):
             if not anywhere and not runner.is_here():
                 runner.require_loop(f"{name} was spawned", f"loop.call_soon_threadsafe(scope.spawn, {name})")
