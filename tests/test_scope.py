@@ -856,7 +856,7 @@ async def test_a_host_that_is_cancelled_again_and_again_waits_for_its_units(scop
 
 
 @pytest.mark.parametrize("phase", ["units are cancelled", "connections are cut"])
-async def test_who_closes_is_cancelled_while(LiteSession, phase):
+async def test_who_closes_is_cancelled_while(asyncpg, make_engine, phase):
     """That comes too late to change anything, waits for the end, and is not swallowed."""
     cancelled, release = asyncio.Event(), asyncio.Event()
 
@@ -871,7 +871,8 @@ async def test_who_closes_is_cancelled_while(LiteSession, phase):
 
     reached = asyncio.Event()
     patience = 60 if phase == "units are cancelled" else 0
-    scope = TaskScope(LiteSession, name="t", limit=1, drain_timeout=0, cancel_timeout=patience)
+    Session = session_maker(make_engine(asyncpg))
+    scope = TaskScope(Session, name="t", limit=1, drain_timeout=0, cancel_timeout=patience)
     scope.start()
     handle = scope.spawn(body)
     await reached.wait()

@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from sa_isolated_tasks._gate import Gate
 from sa_isolated_tasks._steps import PatienceEnded, Steps, awaited_by, has_run_out
 
 
@@ -516,3 +517,12 @@ async def test_two_cancellations_in_one_turn_are_both_counted():
     future.set_result(8)
 
     assert (8, 2) == (await task, task.cancelling())
+
+
+async def test_a_gate_at_which_nobody_waits_stays_as_it_is():
+    """Who would open it is late: the future is done, and the task is on its way."""
+    gate = Gate(asyncio.get_running_loop().create_future())
+
+    gate.open()
+
+    assert not gate.done()
