@@ -633,7 +633,7 @@ async def test_a_unit_interrupts_its_own_statement(sqlite, make_engine, names_in
         await connection.run_sync(Item.metadata.drop_all)
         await connection.run_sync(Item.metadata.create_all)
     unit = Unit(SessionFactory(session_maker(engine)), body)
-    unit.patience = 0.2
+    unit.patience = 2
     task = asyncio.create_task(unit.run())
     await reached.wait()
     task.cancel()
