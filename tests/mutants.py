@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import re
+import select
 import shutil
 import signal
 import sys
@@ -251,18 +252,20 @@ def fate_of(mutant: Mutant) -> str:
 
 
 def _run(directory: str, tests: list[str], patience: float) -> str:
+    # The child has the other end of a pipe, which is closed when it ends.
+    ended, held = os.pipe()
     child = os.fork()
     if child == 0:
         _run_in_child(directory, tests)
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "hung"
+    os.close(held)
+    in_time, _, _ = select.select([ended], [], [], patience)
+    os.close(ended)
+    if not in_time:
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not in_time:
+        return "hung"
+    return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
 
 
 def _run_in_child(directory: str, tests: list[str]) -> None:

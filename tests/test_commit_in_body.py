@@ -244,20 +244,24 @@ async def test_a_transaction_after_one_that_was_given_up_has_its_own_outcome(eng
     assert Outcome.COMMITTED is handle.outcome
 
 
-async def test_a_commit_that_outlasts_the_patience_is_given_up(postgresql, make_engine, slow_commit):
-    """Past *cancel_timeout* the connection is cut, the outcome is unknown, and the unit ends."""
-    engine = make_engine(postgresql, pool_size=2)
-
-    async with TaskScope(session_maker(engine), name="t", limit=1, cancel_timeout=0.05) as scope:
-        handle = scope.spawn(commit_and_go_on, [])
+async def given_up(slow_commit, factory, body, *args):
+    """The outcome of a unit that is cancelled in a commit which outlasts its patience."""
+    async with TaskScope(factory, name="t", limit=1, cancel_timeout=0.05) as scope:
+        handle = scope.spawn(body, *args)
         await slow_commit.reached()
         handle.cancel()
         with pytest.raises(UnitCancelledError):
             await asyncio.wait_for(handle, 10)
-        unknown = handle.outcome
+        outcome = handle.outcome
         await slow_commit.release()
+    return outcome
 
-    assert Outcome.UNKNOWN is unknown
+
+async def test_a_commit_that_outlasts_the_patience_is_given_up(postgresql, make_engine, slow_commit):
+    """Past *cancel_timeout* the connection is cut, the outcome is unknown, and the unit ends."""
+    engine = make_engine(postgresql, pool_size=2)
+
+    assert Outcome.UNKNOWN is await given_up(slow_commit, session_maker(engine), commit_and_go_on, [])
     assert 0 == engine.pool.checkedout()
 
 
@@ -277,14 +281,5 @@ async def test_a_commit_of_a_context_manager_that_outlasts_the_patience_is_given
         session.add(Item(name="a"))
         await session.flush()
 
-    async with TaskScope(get_session, name="t", limit=1, cancel_timeout=0.05) as scope:
-        handle = scope.spawn(write)
-        await slow_commit.reached()
-        handle.cancel()
-        with pytest.raises(UnitCancelledError):
-            await asyncio.wait_for(handle, 10)
-        unknown = handle.outcome
-        await slow_commit.release()
-
-    assert Outcome.UNKNOWN is unknown
+    assert Outcome.UNKNOWN is await given_up(slow_commit, get_session, write)
     assert 0 == engine.pool.checkedout()

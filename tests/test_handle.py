@@ -434,13 +434,16 @@ async def test_a_cancelled_unit_is_freed_without_the_garbage_collector(scope, ca
         gc.enable()
 
 
-@pytest.mark.parametrize("way", ["by position", "by name", "as a method"])
+@pytest.mark.parametrize("way", ["by position", "by name", "as a method", "in its context", "as a callback"])
 async def test_the_handle_of_an_ended_unit_keeps_nothing_that_it_was_called_with(scope, LiteSession, way):
     """It may live as long as the application."""
 
     class Big:
         @isolated_session(LiteSession)
         async def method(self, _session):
+            pass
+
+        def called_back(self, _handle):
             pass
 
     async def body(_session, big):
@@ -452,10 +455,19 @@ async def test_the_handle_of_an_ended_unit_keeps_nothing_that_it_was_called_with
         handle = scope.spawn(body, big)
     elif way == "by name":
         handle = scope.spawn(body, big=big)
-    else:
+    elif way == "as a method":
         handle = scope.spawn(big.method)
+    elif way == "in its context":
+        context = contextvars.copy_context()
+        context.run(VARIABLE.set, big)
+        handle = context.run(scope.spawn, answer)
+        del context
+    else:
+        handle = scope.spawn(answer)
+        handle.add_done_callback(big.called_back)
     await handle
     del big
+    await asyncio.sleep(0)
     gc.collect()
 
     assert (None, TaskState.SUCCEEDED) == (gone(), handle.state)
