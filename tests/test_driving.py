@@ -591,14 +591,22 @@ async def test_the_error_of_a_cancelled_unit_is_in_its_handle(sqlite_engine, slo
 HOURS = "with recursive c(x) as (select 1 union all select x + 1 from c) select max(x) from c"
 
 
-async def test_a_timeout_of_a_unit_interrupts_its_statement(sqlite, make_engine):
+async def test_a_timeout_of_a_unit_interrupts_its_statement(sqlite, make_engine, monkeypatch):
     """It fails with TimeoutError, and not with the driver's answer to the interruption."""
     watch_sessions()
+    engine = make_engine(sqlite)
+    deadline = asyncio.timeout(None)
+    monkeypatch.setattr(asyncio, "timeout", {60: deadline}.__getitem__)
+
+    @sa.event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _(connection, cursor, statement, *others):
+        if statement == HOURS:
+            deadline.reschedule(0)  # it passes when the loop runs next, and that is with the statement under way
 
     async def body(session):
         await session.execute(sa.text(HOURS))
 
-    unit = Unit(SessionFactory(session_maker(make_engine(sqlite))), body, timeout=0.05)
+    unit = Unit(SessionFactory(session_maker(engine)), body, timeout=60)
     unit.patience = 2  # on a busy machine too, the interruption comes before the connection is cut
     with pytest.raises(TimeoutError) as caught:
         await unit.run()
