@@ -149,14 +149,14 @@ async def test_what_is_held_is_thrown_when_nothing_holds_any_longer():
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
-    before = (task.done(), steps.is_struck)
+    before = (task.done(), steps.was_struck())
     steps.holding = False
     steps.wake()
     with pytest.raises(asyncio.CancelledError):
         await task
 
     assert ((False, False), True) == (before, helpers[0].cancelled())
-    assert steps.is_struck
+    assert steps.was_struck()
 
 
 async def test_what_is_held_is_thrown_at_a_bare_yield():
@@ -409,11 +409,11 @@ async def test_outside_of_a_hold_everything_gets_in():
     task = asyncio.create_task(run(steps))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    before = steps.is_struck
+    before = steps.was_struck()
     task.cancel("in")
 
     assert ("in",) == await task
-    assert (False, True) == (before, steps.is_struck)
+    assert (False, True) == (before, steps.was_struck())
 
 
 async def test_a_driver_that_is_closed_closes_the_work():

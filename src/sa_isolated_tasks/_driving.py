@@ -93,15 +93,18 @@ class Driven(Steps[R]):
             return False
         if self.is_finishing:
             return True
+        record = self._record
         # Q: Why hold a second cancellation where the first one got in? A: The driver tells the server to end the
         # statement; cut off in that, it leaves it running, in its transaction, for who knows how long:
         # test_c20_connections_after_a_cancelled_task.py.
-        in_danger_in_a_call = self._has_lock or self.is_struck
-        if self._record.commit_sent and self._record.committer is not asyncio.current_task():
+        in_danger_in_a_call = self._has_lock or self.was_struck()
+        if not record.commit_sent:
+            return in_danger_in_a_call and _is_in_a_call(self._coroutine)
+        if record.committer is not asyncio.current_task():
             return True
         # Q: Why ask for the call, if COMMIT is on its way? A: A `commit()` that has raised says nothing when it ends:
         # test_driving.py::test_after_a_commit_that_has_failed_nothing_is_held.
-        return (self._record.commit_sent or in_danger_in_a_call) and _is_in_a_call(self._coroutine)
+        return _is_in_a_call(self._coroutine)
 
     def owns(self) -> bool:
         """Of the driver's, or the pool's. A timeout in the body itself is not: it has to wait like everybody."""

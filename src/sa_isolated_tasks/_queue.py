@@ -41,13 +41,12 @@ class StartQueue(Generic[Q]):
         if unit.is_queued:
             self._awaited.append(unit)
 
-    def first(self) -> Q | None:
-        for queue in (self._awaited, self._queue):
-            while queue:
-                if queue[0].is_queued:
-                    return queue[0]
-                queue.popleft()
-        return None
+    def pop(self) -> Q:
+        """Takes the next one; there has to be one."""
+        while True:
+            unit = self._awaited.popleft() if self._awaited else self._queue.popleft()
+            if unit.is_queued:
+                return unit
 
     def units(self) -> list[Q]:
         return [unit for unit in self._queue if unit.is_queued]

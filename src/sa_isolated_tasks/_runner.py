@@ -111,11 +111,12 @@ class Runner:
 
         Not for itself, not for units that wait here too, and not for those around it that wait for it in turn.
         """
-        if not self.live or waiter is None or waiter.ended:
-            return not self.live
+        live = self.live
+        if not live or waiter is None or waiter.ended:
+            return not live
         exempt = {seat for _, seat in self._quiet_waiters if seat is not None}
         exempt.update(seat for seat in _chain_of(waiter) if seat is waiter or seat.targets)
-        return self.live <= sum(seat.slots is self.slots and not seat.ended for seat in exempt)
+        return live <= sum(seat.slots is self.slots and not seat.ended for seat in exempt)
 
     def submit(self, entry: Entry) -> None:
         """Puts a unit into the queue. It starts in a later turn of the loop, never in the spawner's frame."""
@@ -197,11 +198,8 @@ class Runner:
 
     def _pump(self) -> None:
         self._pumping = False
-        while True:
-            entry = self.queue.first()
-            if entry is None or not self.slots.take():
-                return
-            self._start(entry)
+        while self.queued and self.slots.take():
+            self._start(self.queue.pop())
 
     def _start(self, entry: Entry) -> None:
         self.queued -= 1

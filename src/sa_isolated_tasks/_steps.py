@@ -76,13 +76,16 @@ class Steps(Generic[R]):
     def driven(self) -> Coroutine[Any, Any, R]:
         return self._coroutine
 
-    @property
-    def is_struck(self) -> bool:
-        """A cancellation has reached the work, and whoever asked for it has not taken it back."""
+    def was_struck(self) -> bool:
+        """
+        Whether a cancellation has reached the work; it is forgotten when whoever asked for it has taken it back.
+        """
+        if not self._struck_at:
+            return False
         # Q: Why does it matter? A: After a timeout in the work that has run out, the next cancellation is a first one:
         # test_driving.py::test_after_a_timeout_of_the_body_a_cancellation_comes_at_once.
         task = self._task
-        if task is None or not self._struck_at or task.cancelling() < self._struck_at:
+        if task is None or task.cancelling() < self._struck_at:
             self._struck_at = 0
         return self._struck_at > 0
 

@@ -199,9 +199,10 @@ def _closed() -> None:
 
 
 def record_of(session: Session) -> Record:
-    record = _known(session)
-    if record is None:
-        record = session.info[_INFO_KEY] = Record(session)
+    record = session.info.get(_INFO_KEY)
+    if isinstance(record, Record) and record.session() is session:  # as in `_known`; this runs in every transaction
+        return record
+    record = session.info[_INFO_KEY] = Record(session)
     return record
 
 
