@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks import guard, plot
 from benchmarks.contenders import BY_HAND, BY_HAND_UNLIMITED, LEAST, OURS, OURS_TO_THE_FULL, OURS_UNLIMITED
-from benchmarks.profiled import ASYNCIO, LOG, PARTS, SQLALCHEMY
-from benchmarks.results import Results, Target
+from benchmarks.counted import OWN_PARTS, PARTS
+from benchmarks.results import TO_BY_HAND, Results, Target
 from benchmarks.rounds import Measured
 
 PICTURE = "benchmarks.svg"
@@ -29,7 +29,7 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield "When to read it: you want to know what a unit costs, next to the pattern that you would write by hand."
     yield "Every figure of this page comes from one run of one command, which writes the page:"
     yield from ["", "```sh", command, "```", ""]
-    yield "`nox -s bench` takes ten minutes on a machine that does nothing else, and with `-- --quick` two;"
+    yield "`nox -s bench` takes five minutes on a machine that does nothing else, and with `-- --quick` two;"
     yield "`-- --print` prints the page in place of writing it."
     yield "PostgreSQL is the server of `TEST_POSTGRESQL_URL`, or the one on port 5432, or one from a wheel."
     yield ""
@@ -37,7 +37,7 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield f"Versions: {', '.join(f'{name} {version}' for name, version in results.versions.items())}."
     yield from ["", "## Targets", ""]
     yield from _targets(results.targets())
-    yield from _profiles(results)
+    yield from _counts(results)
     yield from ["", "## How it is measured", ""]
     yield "A batch of units is started at once and waited for; all contenders run in one process, one after the other,"
     yield "in an order that is shuffled in every round."
@@ -84,7 +84,7 @@ _IMPORT = """new processes, in time of the processor, with this Python. With 3.1
 may fall into it, which takes longer than the import. Alone: `python -m benchmarks --only imports`."""
 
 
-def _profiles(results: Results) -> Iterator[str]:
+def _counts(results: Results) -> Iterator[str]:
     yield from ["", "## What stands in the way of what is missed", ""]
     yield "*The least* is a session, a task, a log record and the commit for each unit: without guard, handle, queue,"
     yield "outcome or account. In CPU time, to the pattern by hand:"
@@ -97,22 +97,26 @@ def _profiles(results: Results) -> Iterator[str]:
     yield ""
     yield "A connection that stays free costs too: nine units wait for the server together, not ten."
     yield ""
-    yield "Where the time goes, in microseconds of CPU for a unit. Each of the three ran in a process of its own, and"
-    yield "py-spy looked a thousand times a second at what it was at; the shares are py-spy's, the sums those of above."
-    for name, profiles in results.profiles.items():
+    yield "What Python executes for a unit, in instructions of its bytecode, by whose code they are; what functions in"
+    yield f"C do is not in them. Unlike what a profiler sees they are exact: [`counted.py`]({_SOURCE}counted.py)."
+    for name, counts in results.counts.items():
         yield from ["", f"| {name} | by hand | the least | this package |", "|---|---|---|---|"]
         for part in PARTS:
-            yield f"| {part} | {' | '.join(_cell(profile.get(part, 0)) for profile in profiles.values())} |"
-        yield f"| **sum** | {' | '.join(f'{sum(profile.values()):.1f}' for profile in profiles.values())} |"
-        mine = profiles[OURS]
-        others = sum(mine.get(part, 0) for part in (SQLALCHEMY, ASYNCIO, LOG))
+            if any(part in count for count in counts.values()):
+                yield f"| {part} | {' | '.join(_cell(count.get(part, 0)) for count in counts.values())} |"
+        yield f"| **all** | {' | '.join(_cell(sum(count.values())) for count in counts.values())} |"
+        times = [results.workloads[name].cpu_microseconds(contender) for contender in counts]
+        yield f"| CPU time, us | {' | '.join(f'{microseconds:.0f}' for microseconds in times)} |"
+        limit, least = TO_BY_HAND[name], sum(counts[LEAST].values())
+        allowed = limit * sum(counts[BY_HAND].values())
+        mine = sum(counts[OURS].get(part, 0) for part in OWN_PARTS)
         yield ""
-        yield "If the code of this package took no time at all, what is left would be"
-        yield f"{others / sum(profiles[BY_HAND].values()):.2f} of the pattern by hand."
+        yield f"{limit:.2f} of the pattern by hand are {allowed:,.0f} instructions, and the least takes {least:,.0f}:"
+        yield f"{allowed - least:,.0f} are left for all that it does not do. This package's own code takes {mine:,.0f}."
 
 
-def _cell(microseconds: float) -> str:
-    return f"{microseconds:.1f}" if microseconds else ""
+def _cell(instructions: float) -> str:
+    return f"{instructions:,.0f}" if instructions else ""
 
 
 def _targets(targets: Iterable[Target]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from benchmarks.scale import SIZES
 
 @dataclass(frozen=True)
 class Plan:
-    """*units* are those of a batch without a database, *queries* those of one with; *profiled* is in seconds."""
+    """*units* are those of a batch without a database, *queries* those of one with; *counted* are looked into."""
 
     rounds: int
     units: int
@@ -19,7 +19,7 @@ class Plan:
     queued: int
     sizes: tuple[int, ...]
     size_rounds: int
-    profiled: float
+    counted: int
     large: int
     large_rounds: int
     endurance: int
@@ -29,6 +29,6 @@ class Plan:
 
 _CONTAINERS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
-FULL = Plan(100, 200, 50, 100, _CONTAINERS, 100_000, SIZES, 3, 10.0, 10_000, 5, 1_000_000, 40, 7)
-QUICK = Plan(25, 200, 50, 20, _CONTAINERS[:5], 10_000, SIZES[:4], 1, 2.0, 500, 3, 50_000, 8, 3)
-TINY = Plan(2, 2, 2, 1, (10, 20), 200, (20, 40), 1, 0.0, 3, 1, 200, 1, 1)
+FULL = Plan(100, 200, 50, 100, _CONTAINERS, 100_000, SIZES, 3, 200, 10_000, 5, 1_000_000, 40, 7)
+QUICK = Plan(25, 200, 50, 20, _CONTAINERS[:5], 10_000, SIZES[:4], 1, 50, 500, 3, 50_000, 8, 3)
+TINY = Plan(2, 2, 2, 1, (10, 20), 200, (20, 40), 1, 2, 3, 1, 200, 1, 1)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
-from benchmarks import endurance, guard, imports, machine, peers, profiled, scale, watching
+from benchmarks import counted, endurance, guard, imports, machine, peers, scale, watching
 from benchmarks.contenders import BOUNDED, BY_HAND, FLOOR, LEAN, LEAST, OURS, UNBOUNDED, Contender
 from benchmarks.plan import Plan
 from benchmarks.rounds import Measured, check, measure
 from benchmarks.setup import Setup
-from benchmarks.workloads import Body, insert, nothing, select_one
+from benchmarks.workloads import insert, nothing, select_one
 
 NOTHING, SELECT, INSERT = "a unit that never touches the database", "`select 1` and commit", "insert and commit"
+TO_BY_HAND = {NOTHING: 0.20, SELECT: 0.88, INSERT: 0.92}
 _BODIES = {NOTHING: nothing, SELECT: select_one, INSERT: insert}
 
 
@@ -41,7 +42,7 @@ class Results:
     skipped: dict[str, str]
     workloads: dict[str, Measured]
     on_sqlite: dict[str, Measured]
-    profiles: dict[str, dict[str, dict[str, float]]]
+    counts: dict[str, dict[str, dict[str, float]]]
     large: Measured
     scalars: float
     mixed: float
@@ -60,7 +61,7 @@ class Results:
         return [name for name in self.workloads[NOTHING].seconds if name not in BOUNDED and name not in UNBOUNDED]
 
     def targets(self) -> Iterator[Target]:
-        for workload, limit in ((NOTHING, 0.20), (SELECT, 0.88), (INSERT, 0.92)):
+        for workload, limit in TO_BY_HAND.items():
             yield Target(f"{workload}: to the pattern by hand", limit, self._ours(workload, BY_HAND))
         yield Target(f"{SELECT}: to the floor", 1.08, self._ours(SELECT, FLOOR))
         yield Target(f"{SELECT}: to the leaner form by hand", 1.0, self._ours(SELECT, LEAN))
@@ -101,9 +102,14 @@ async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], Non
             name: await measure(some, sqlite, _BODIES[name], count=plan.queries // 2, rounds=plan.rounds // 2)
             for name in (SELECT, INSERT)
         }
-    with _timed("the profiles", tell):
-        url = setup.engine.url.render_as_string(hide_password=False)
-        profiles = {name: _profiles(url, workloads[name], _BODIES[name], plan.profiled) for name in (NOTHING, SELECT)}
+    with _timed("counts", tell):
+        counts = {
+            name: {
+                contender: await counted.instructions(BOUNDED[contender], setup, body, plan.counted)
+                for contender in (BY_HAND, LEAST, OURS)
+            }
+            for name, body in _BODIES.items()
+        }
     with _timed(f"{plan.large:,} units over a pool of ten", tell):
         two = {name: BOUNDED[name] for name in (OURS, BY_HAND)}
         large = await measure(two, setup, select_one, count=plan.large, rounds=plan.large_rounds)
@@ -120,14 +126,14 @@ async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], Non
     with _timed("imports", tell):
         imported = imports.milliseconds(plan.import_pairs)
     with _timed("watching", tell):
-        watched = watching.ratio(url, plan.watch_pairs)
+        watched = watching.ratio(setup.engine.url.render_as_string(hide_password=False), plan.watch_pairs)
     return Results(
         cpu=machine.cpu(),
         versions=await machine.versions(setup),
         skipped=skipped,
         workloads=workloads,
         on_sqlite=on_sqlite,
-        profiles=profiles,
+        counts=counts,
         large=large,
         scalars=scalars,
         mixed=mixed,
@@ -141,16 +147,6 @@ async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], Non
         imported=imported,
         watched=watched,
     )
-
-
-def _profiles(url: str, measured: Measured, body: Body, seconds: float) -> dict[str, dict[str, float]]:
-    """The microseconds of CPU that a unit takes, by contender and part; each is looked at for about *seconds*."""
-    profiles: dict[str, dict[str, float]] = {}
-    for contender in (BY_HAND, LEAST, OURS):
-        total = measured.cpu_microseconds(contender)
-        shares = profiled.shares(url, contender, body.__name__, int(seconds * 1e6 / total))
-        profiles[contender] = {part: share * total for part, share in shares.items()}
-    return profiles
 
 
 async def _working(contenders: Mapping[str, Contender], setup: Setup) -> tuple[dict[str, Contender], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from databases import SQLALCHEMY
+from sqlalchemy.ext.asyncio import AsyncSession
 
 if SQLALCHEMY < (2, 0) or sqlalchemy.__version__ == "2.0.0":
     pytest.skip("the benchmarks need a pool on SQLite, as a recent SQLAlchemy has it", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import endurance, guard, imports, page, peers, plan, profiled, results, setup, watching, workloads
+from benchmarks import counted, endurance, guard, imports, page, peers, plan, results, setup, watching, workloads
 from benchmarks.contenders import BOUNDED, BY_HAND, OURS, UNBOUNDED
 from benchmarks.rounds import Measured, check, measure
 
@@ -31,6 +33,10 @@ def quiet_again():
     yield
     logger.setLevel(level)
     logger.handlers, logger.propagate = handlers, propagate
+
+
+async def instructions_of_another_python(*_args):
+    return dict.fromkeys(counted.PARTS, 1.0)
 
 
 @pytest.fixture
@@ -70,7 +76,8 @@ async def test_the_whole_run_gives_the_page(connected, monkeypatch):
     monkeypatch.setattr(endurance, "in_a_new_process", lambda _units: [1.0] * 10)
     monkeypatch.setattr(imports, "milliseconds", lambda _pairs: 1.0)
     monkeypatch.setattr(watching, "ratio", lambda _url, _pairs: 1.0)
-    monkeypatch.setattr(profiled, "shares", lambda *_: {profiled.SQLALCHEMY: 0.75, profiled.RUN: 0.25})
+    if sys.version_info < (3, 12):
+        monkeypatch.setattr(counted, "instructions", instructions_of_another_python)
     async with setup.connected_to_sqlite() as sqlite:
         found = await results.run(plan.TINY, connected, sqlite, lambda _: None)
     text = page.text(found, "nox -s bench")
@@ -87,31 +94,34 @@ def test_a_ratio_is_of_the_same_round():
     assert measured.ratio(OURS, BY_HAND).median == 0.5
 
 
-def test_a_moment_counts_for_the_innermost_code_that_has_a_name():
-    """What it calls of the standard library is part of it; a log record is one whatever it calls; imports are none."""
-    loop = "Handle._run (asyncio/events.py:89)"
-    stacks = [
-        f"{loop};Unit.run (sa_isolated_tasks/_unit.py:166) 2",
-        f"{loop};Unit.run (sa_isolated_tasks/_unit.py:166);__init__ (sqlalchemy/orm/session.py:1);ref (weakref.py:3) 3",
-        f"{loop};unit_ended (sa_isolated_tasks/_logging.py:75);info (logging/__init__.py:9);x (asyncio/tasks.py:1) 4",
-        f"{loop} 1",
-        "<module> (sqlalchemy/__init__.py:1) 90",
-    ]
+def test_code_belongs_to_the_package_that_it_is_in():
+    """Also where one has a folder that is named like another; what is in none of them is of the library."""
+    code = [AsyncSession.execute, asyncio.run, logging.info, page.text, contextlib.ExitStack.enter_context]
 
-    assert profiled.shares_of(stacks) == {
-        profiled.SQLALCHEMY: 0.3,
-        profiled.ASYNCIO: 0.1,
-        profiled.LOG: 0.4,
-        profiled.RUN: 0.2,
-    }
+    assert [counted.part_of(function.__code__.co_filename) for function in code] == [
+        counted.LIBRARIES,
+        counted.ASYNCIO,
+        counted.LOG,
+        counted.BY_HAND,
+        counted.OTHERS,
+    ]
 
 
 def test_the_code_of_every_module_has_a_name():
-    """Or its moments would count for whoever calls it."""
+    """Or its instructions would be those of others."""
     package = Path(__file__).parent.parent / "src" / "sa_isolated_tasks"
-    frames = [[f"f (asyncio/x.py:1);g (sa_isolated_tasks/{path.name}:2) 1"] for path in package.glob("_[a-z]*.py")]
+    parts = {counted.part_of(str(path)) for path in package.glob("_[a-z]*.py")}
 
-    assert all(profiled.ASYNCIO not in profiled.shares_of(frame) for frame in frames)
+    assert parts == {*counted.OWN_PARTS, counted.LISTEN}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 does not count instructions")
+async def test_instructions_are_counted(connected):
+    """Of a unit; the same number for two as for four, but for how often the loop turns."""
+    two, four = [await counted.instructions(BOUNDED[OURS], connected, workloads.select_one, n) for n in (2, 4)]
+
+    assert two.keys() == four.keys() >= {counted.LIBRARIES, counted.ASYNCIO, counted.LISTEN, *counted.OWN_PARTS}
+    assert [two[part] for part in (counted.RUN, counted.TELL)] == [four[part] for part in (counted.RUN, counted.TELL)]
 
 
 def test_the_guard_is_bounded():

@@ -77,9 +77,7 @@ class Steps(Generic[R]):
         return self._coroutine
 
     def was_struck(self) -> bool:
-        """
-        Whether a cancellation has reached the work; it is forgotten when whoever asked for it has taken it back.
-        """
+        """Whether a cancellation has reached the work; one that was taken back since is forgotten."""
         if not self._struck_at:
             return False
         # Q: Why does it matter? A: After a timeout in the work that has run out, the next cancellation is a first one:
