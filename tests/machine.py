@@ -38,7 +38,8 @@ class World:
             poolclass=AsyncAdaptedQueuePool,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=DEADLINE,
+            # Who waits while a connection that is being made is cut off is woken by nothing else: docs/limits.md.
+            pool_timeout=DEADLINE / 3,
             **options,
         )
         self.reader = create_async_engine(url, poolclass=NullPool, **options)

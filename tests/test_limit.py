@@ -249,6 +249,25 @@ async def test_what_a_unit_awaits_comes_before_what_was_spawned_earlier(scope_of
     assert [1, 0, 2] == order
 
 
+async def test_who_waits_for_a_connection_that_is_never_made_goes_on(server, make_engine):
+    """The pool wakes nobody when a connection is cut off while it is made; after its timeout it makes another."""
+    engine = make_engine(server, pool_size=1, max_overflow=0, pool_timeout=0.5)
+
+    async def read(own):
+        return (await own.execute(sa.text("select 1"))).scalar()
+
+    async with TaskScope(session_maker(engine), name="t", limit=None) as scope:
+        first = scope.spawn(read)
+        while engine.pool.overflow() < 0:
+            await asyncio.sleep(0)
+        second = scope.spawn(read)
+        while second.state is not TaskState.RUNNING:
+            await asyncio.sleep(0)
+        first.cancel()
+
+    assert (TaskState.CANCELLED, 1) == (first.state, second.result())
+
+
 async def test_awaited_children_need_no_more_connections_than_their_parents(postgresql, make_engine):
     """Forty parents in a transaction await a child each, over a pool of 5: nobody gets a pool timeout."""
     session = session_maker(make_engine(postgresql, pool_size=5, max_overflow=5, pool_timeout=1))
