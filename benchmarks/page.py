@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import guard, plot
 from benchmarks.contenders import BY_HAND, BY_HAND_UNLIMITED, LEAST, OURS, OURS_TO_THE_FULL, OURS_UNLIMITED
 from benchmarks.counted import OWN_PARTS, PARTS
-from benchmarks.results import TO_BY_HAND, Results, Target
+from benchmarks.results import Results, Target
 from benchmarks.rounds import Measured
 
 PICTURE = "benchmarks.svg"
@@ -100,19 +100,26 @@ def _counts(results: Results) -> Iterator[str]:
     yield "What Python executes for a unit, in instructions of its bytecode, by whose code they are; what functions in"
     yield f"C do is not in them. Unlike what a profiler sees they are exact: [`counted.py`]({_SOURCE}counted.py)."
     for name, counts in results.counts.items():
+        three = [counts[contender] for contender in (BY_HAND, LEAST, OURS)]
         yield from ["", f"| {name} | by hand | the least | this package |", "|---|---|---|---|"]
         for part in PARTS:
-            if any(part in count for count in counts.values()):
-                yield f"| {part} | {' | '.join(_cell(count.get(part, 0)) for count in counts.values())} |"
-        yield f"| **all** | {' | '.join(_cell(sum(count.values())) for count in counts.values())} |"
-        times = [results.workloads[name].cpu_microseconds(contender) for contender in counts]
-        yield f"| CPU time, us | {' | '.join(f'{microseconds:.0f}' for microseconds in times)} |"
-        limit, least = TO_BY_HAND[name], sum(counts[LEAST].values())
-        allowed = limit * sum(counts[BY_HAND].values())
-        mine = sum(counts[OURS].get(part, 0) for part in OWN_PARTS)
-        yield ""
-        yield f"{limit:.2f} of the pattern by hand are {allowed:,.0f} instructions, and the least takes {least:,.0f}:"
-        yield f"{allowed - least:,.0f} are left for all that it does not do. This package's own code takes {mine:,.0f}."
+            if any(part in count for count in three):
+                yield f"| {part} | {' | '.join(_cell(count.get(part, 0)) for count in three)} |"
+        yield f"| **all** | {' | '.join(_cell(sum(count.values())) for count in three)} |"
+        yield from _left(name, results, sum(counts[OURS].get(part, 0) for part in OWN_PARTS))
+
+
+def _left(name: str, results: Results, own: float) -> Iterator[str]:
+    counts, least = results.counts[name], sum(results.counts[name][LEAST].values())
+    yield ""
+    yield f"The least takes {least:,.0f}, and this package's own code {own:,.0f}. What a target leaves for that code:"
+    yield ""
+    yield "| target | instructions | less the least | |"
+    yield "|---|---|---|---|"
+    for contender, limit in results.limits(name).items():
+        allowed = limit * sum(counts[contender].values())
+        enough = "" if allowed - least >= own else "**not enough**"
+        yield f"| {limit:.2f} of {contender} | {allowed:,.0f} | {allowed - least:,.0f} | {enough} |"
 
 
 def _cell(instructions: float) -> str:
