@@ -223,9 +223,9 @@ def tests_of(mutant: Mutant) -> list[list[str]]:
     """
     own = f"tests/test{mutant.module}.py"
     lines = REACHED["lines"][mutant.module]
-    # A decorator runs on import: what counts is what is below it, and below the docstring.
-    below = range(2, 5) if mutant.operator == "RemoveDecorator" else range(1)
-    reaching = {test for more in below for test in lines.get(str(mutant.line + more), ())}
+    # A decorator, or a signature, runs on import: what counts is the next line that a test reaches.
+    below = (set(lines.get(str(mutant.line + more), ())) - {""} for more in range(20))
+    reaching = next(filter(None, below), set())
     # Not the examples in the docs, each of which needs the ones before it.
     quickest = sorted((test for test in REACHED["seconds"] if test.startswith("tests/")), key=REACHED["seconds"].get)
     mine, others = ([test for test in quickest if test.startswith(own) is here] for here in (True, False))

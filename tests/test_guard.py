@@ -712,6 +712,19 @@ async def expunged_inside(Session):
     return session
 
 
+async def leaked_by_a_unit(Session):
+    """Empty when the unit ended, and not closed by a call; it counts as closed."""
+
+    @isolated_session(Session)
+    async def give_away(session: AsyncSession):
+        await session.execute(sa.text("select 1"))
+        leaked.append(session)
+
+    leaked = []
+    await give_away()
+    return leaked[0]
+
+
 async def begun(Session):
     session = Session()
     await session.execute(sa.text("select 1"))
@@ -738,6 +751,7 @@ PHASES = {
     rolled_back_and_closed: CLOSED,
     invalidated: CLOSED,
     reopened_and_closed: CLOSED,
+    leaked_by_a_unit: CLOSED,
     fresh: "a session (AsyncSession)",
     closed_before_any_work: "a session (AsyncSession)",
     idle: "a session (AsyncSession, between two transactions)",

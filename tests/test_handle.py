@@ -120,6 +120,16 @@ async def _await(handle):
     return await handle
 
 
+async def test_who_has_given_up_waiting_is_forgotten(scope):
+    """Or a unit that lives long would collect those who look in on it with a timeout."""
+    handle = scope.spawn(for_ever)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(handle, 0.001)
+
+    assert handle._entry.waiters == []
+
+
 @pytest.mark.parametrize("wait", [asyncio.wait_for, None], ids=["wait_for", "gather"])
 async def test_a_handle_works_with_wait_for_and_gather(scope, wait):
     """Both await a handle in a task of their own; the results are the units'."""

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from support import Item, reset, session_maker
 
-from sa_isolated_tasks import TaskScope, TaskState, UnitCancelledError
+from sa_isolated_tasks import TaskDroppedError, TaskScope, TaskState, UnitCancelledError
 
 
 async def answer(_session, value=42):
@@ -306,6 +306,35 @@ async def test_a_helper_that_outlives_its_unit_takes_no_slot(scope_of):
         follower = scope.spawn(answer)
 
     assert 42 == follower.result()
+
+
+async def test_a_lender_whose_unit_ends_without_a_slot_waits_for_its_own(scope_of, LiteSession):
+    """It awaits a unit that waits for a commit; its slot is with another when that unit is dropped."""
+    release, rolled_back, order = asyncio.Event(), asyncio.Event(), []
+
+    async def lender(_session):
+        with contextlib.suppress(TaskDroppedError):
+            await waiting
+        order.append("lender")
+
+    async def other(_session):
+        await release.wait()
+        order.append("other")
+
+    async with scope_of() as scope, LiteSession() as parent, parent.begin():
+        waiting = scope.spawn_after_commit(parent, answer)
+        waiting.add_done_callback(lambda _: rolled_back.set())
+        scope.spawn(lender)
+        handle = scope.spawn(other)
+        while handle.state is not TaskState.RUNNING:
+            await asyncio.sleep(0)
+        await parent.rollback()
+        await rolled_back.wait()
+        await asyncio.sleep(0)
+        release.set()
+        await handle
+
+    assert order == ["other", "lender"]
 
 
 async def test_a_lender_that_is_cancelled_goes_on_at_once(scope_of):
