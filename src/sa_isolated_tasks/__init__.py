@@ -12,6 +12,7 @@ from sa_isolated_tasks._scope import TaskScope
 from sa_isolated_tasks._spawn import Spawner
 from sa_isolated_tasks._types import Factory, Outcome, ScopeSnapshot, TaskState, Timing, UnitSnapshot
 from sa_isolated_tasks.exceptions import (
+    AbortedTransactionError,
     ClosedSessionError,
     CommitDeadlockError,
     DeclarationError,
@@ -30,6 +31,7 @@ from sa_isolated_tasks.exceptions import (
 )
 
 __all__ = [
+    "AbortedTransactionError",
     "ClosedSessionError",
     "CommitDeadlockError",
     "DeclarationError",

@@ -19,6 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
+from sa_isolated_tasks._aborted import forget_errors, hear_errors, reason_of_abortion
 from sa_isolated_tasks._types import Outcome
 
 __all__ = ["Phase", "Record", "TransactionListener", "phase_of", "record_of", "watch_sessions"]
@@ -61,6 +62,7 @@ class Record:
     __slots__ = (
         "__weakref__",
         "abandoned",
+        "aborted",
         "begun",
         "commit_sent",
         "commits",
@@ -97,10 +99,12 @@ class Record:
         self.lost: bool = False
         # The connection was cut because patience had ended.
         self.abandoned: bool = False
+        # The database has rolled back what is being committed.
+        self.aborted: bool = False
         self.commits: int = 0
         self.outcome: Outcome = Outcome.NONE
         self.parent: TransactionListener | None = None
-        # Of a unit's session only, while it is in a transaction: to cut them when patience ends.
+        # While the session is in a transaction: a unit's are cut when patience ends.
         self.connections: list[Connection] = []
         # Those of them that were in a call to the driver which was cut off.
         self.distrusted: list[Connection] = []
@@ -129,8 +133,9 @@ class Record:
                 self.outcome = Outcome.UNKNOWN
             self.commits += self.committed
         self.begun = self.committed = self.commit_sent = self.flushes_to_commit = False
-        self.lost = self.abandoned = False
+        self.lost = self.abandoned = self.aborted = False
         self.committer = None
+        forget_errors(self.connections)
         self.connections.clear()
         self.distrusted.clear()
         if self.on_end is not None:
@@ -227,6 +232,7 @@ def watch_sessions() -> None:
 
     Listeners on the class cost about one microsecond a transaction, listeners on each session forty-five.
     """
+    hear_errors()
     for name, listener in _LISTENERS:
         if not event.contains(Session, name, listener):
             # First: a listener that raises after a commit must not keep it from being known.
@@ -250,10 +256,9 @@ def _after_transaction_create(session: Session, transaction: SessionTransaction)
 
 def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     record = record_of(session)
-    if record.isolated:
-        record.connections.append(connection)
-        if session.twophase:
-            event.listen(connection, "commit_twophase", record.second_phase)
+    record.connections.append(connection)
+    if record.isolated and session.twophase:
+        event.listen(connection, "commit_twophase", record.second_phase)
     if not record.begun:
         record.begun = True
         record.held_since = perf_counter()
@@ -270,8 +275,10 @@ def _after_commit(session: Session) -> None:
         if record.parent is not None:
             record.parent.savepoint_released(savepoint)
         return
-    record.committed = True
     record.remember(session)
+    if record.aborted:
+        return
+    record.committed = True
     if record.parent is not None:
         record.parent.committed()
 
@@ -289,10 +296,20 @@ def _before_commit(session: Session) -> None:
     # Q: Why not in two phases? A: It is also the hook of the first, after which anything may come but a COMMIT:
     # test_two_phase.py::test_a_unit_that_is_cancelled_between_the_phases_is_rolled_back.
     if session.get_nested_transaction() is None and not session.twophase:
+        _refuse_what_is_aborted(record)
         # Over a connection that is dead already nothing can be sent:
         # test_terminate.py::test_a_body_that_hides_the_death_of_its_connection.
         record.commit_sent = not record.has_lost_a_connection
         record.committer = asyncio.current_task() if record.isolated else None
+
+
+def _refuse_what_is_aborted(record: Record) -> None:
+    """Raises in a unit's session. Elsewhere a hook must not raise: what waits for the commit is dropped."""
+    if record.isolated or record.parent is not None:
+        reason = reason_of_abortion(record.connections)
+        record.aborted = reason is not None
+        if reason is not None and record.isolated:
+            raise reason
 
 
 def _after_rollback(session: Session) -> None:

@@ -17,6 +17,7 @@ Every error that this package raises.
         ├── UnitCancelledError           SIT206  awaiting a handle whose unit was cancelled
         ├── CommitDeadlockError          SIT207  awaiting a unit inside the transaction that it waits for
         ├── LimitError (ValueError)      SIT208  limit="pool" where no pool size can be known
+        ├── AbortedTransactionError      SIT209  committing what the database has rolled back, after a caught error
         └── DeclarationError (TypeError) SIT301  refused at decoration or at spawn
     UserWarning
     └── IsolatedTasksWarning
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sa_isolated_tasks._types import UnitSnapshot
 
 __all__ = [
+    "AbortedTransactionError",
     "ClosedSessionError",
     "CommitDeadlockError",
     "DeclarationError",
@@ -69,11 +71,11 @@ def describe(error: BaseException) -> str:
 
 
 def _place_of_call() -> str:
-    """``file:line`` of the innermost frame outside of this package; empty if the event loop has called it."""
+    """``file:line`` of the innermost frame outside of this package and SQLAlchemy; empty if the event loop is there."""
     frame: FrameType | None = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package != __name__.partition(".")[0]:
+        if package not in {__name__.partition(".")[0], "sqlalchemy"}:
             return "" if package == "asyncio" else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""  # pragma: no cover -- the first frame of a program or a thread is never this package's
@@ -270,6 +272,21 @@ class LimitError(IsolatedTasksError, ValueError):
     code = "SIT208"
     why = 'limit="pool" runs at most pool.size() - 1 units, so that one connection stays with the application'
     cure = "TaskScope(Session, name=..., limit=10)"
+
+
+class AbortedTransactionError(IsolatedTasksError):
+    """
+    A transaction was to be committed that the database has rolled back, after an error that somebody has caught.
+
+    Raised by the commit of a unit, or of its body, whose transaction is rolled back then. PostgreSQL alone would answer
+    such a COMMIT with ROLLBACK, which is no error, and MariaDB would commit what came after a deadlock.
+
+    .. versionadded:: 0.1.0
+    """
+
+    code = "SIT209"
+    why = "after an error the database takes the transaction back; a commit that nobody doubts would lose the rows"
+    cure = "async with session.begin_nested(): ...  # around the statement whose error is caught"
 
 
 class DeclarationError(IsolatedTasksError, TypeError):

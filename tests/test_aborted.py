@@ -1,0 +1,215 @@
+"""A transaction that the database has taken back, after an error that the body has caught, is not committed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from support import Item, reset, session_maker
+
+from sa_isolated_tasks import AbortedTransactionError, Outcome, TaskScope, TaskState, isolated_session
+
+
+def insert(name="a"):
+    return sa.insert(Item).values(name=name)
+
+
+async def fail_once(session):
+    """Writes a row, and catches the error of a second of that name, and what comes of it."""
+    await session.execute(insert())
+    with contextlib.suppress(IntegrityError):
+        await session.execute(insert())
+    with contextlib.suppress(DBAPIError):
+        await names_of(session)
+
+
+async def names_of(session):
+    return (await session.execute(sa.select(Item.name))).scalars().all()
+
+
+@pytest.fixture
+def answers(engine):
+    """Whether the database takes the whole transaction back after an error."""
+    return engine.dialect.name == "postgresql"
+
+
+async def test_a_unit_that_has_caught_an_error_commits_what_is_left_or_fails(engine, Session, answers, names_in_table):
+    """PostgreSQL would answer its COMMIT with ROLLBACK: it fails. Elsewhere the first row is there."""
+    async with TaskScope(Session, name="t", limit=1) as scope:
+        handle = scope.spawn(fail_once)
+
+    error = handle.exception()
+    assert await names_in_table(engine) == ([] if answers else ["a"])
+    assert (handle.outcome, handle.commits) == ((Outcome.ROLLED_BACK, 0) if answers else (Outcome.COMMITTED, 1))
+    assert isinstance(error, AbortedTransactionError) == answers
+    assert not answers or "duplicate key" in error.what
+    assert not answers or (error.where == "" and isinstance(error.__cause__, DBAPIError))
+
+
+async def test_a_commit_of_the_body_raises(postgresql_engine, names_in_table):
+    """There, where the body can roll back and go on."""
+    raised = []
+
+    @isolated_session(session_maker(postgresql_engine))
+    async def work(session: AsyncSession):
+        await fail_once(session)
+        with pytest.raises(AbortedTransactionError) as caught:
+            await session.commit()
+        raised.append(caught.value.code)
+        await session.rollback()
+        await session.execute(insert("b"))
+
+    await work()
+
+    assert raised == ["SIT209"]
+    assert await names_in_table(postgresql_engine) == ["b"]
+
+
+async def test_a_context_manager_commits_nothing_either(postgresql_engine, names_in_table):
+    """``Session.begin`` commits by itself, and the error comes out of it."""
+    with pytest.raises(AbortedTransactionError):
+        await isolated_session(session_maker(postgresql_engine).begin)(fail_once_typed)()
+
+    assert await names_in_table(postgresql_engine) == []
+
+
+async def fail_once_typed(session: AsyncSession):
+    await fail_once(session)
+
+
+async def test_an_error_that_was_taken_back_with_its_savepoint_is_none(engine, Session, names_in_table):
+    """That is the cure."""
+
+    @isolated_session(Session)
+    async def work(session: AsyncSession):
+        await session.execute(insert())
+        with contextlib.suppress(IntegrityError):
+            async with session.begin_nested():
+                await session.execute(insert())
+
+    await work()
+
+    assert await names_in_table(engine) == ["a"]
+
+
+async def test_an_error_before_a_rollback_is_none(engine, Session, names_in_table):
+    """What comes after it is another transaction."""
+
+    @isolated_session(Session)
+    async def work(session: AsyncSession):
+        await fail_once(session)
+        await session.rollback()
+        await session.execute(insert("b"))
+
+    await work()
+
+    assert await names_in_table(engine) == ["b"]
+
+
+async def test_an_error_of_the_driver_alone_is_none(asyncpg, make_engine, names_in_table):
+    """The server has never heard of it, and the transaction goes on."""
+    engine = make_engine(asyncpg)
+    await reset(engine)
+
+    @isolated_session(session_maker(engine))
+    async def work(session: AsyncSession):
+        await session.execute(insert())
+        with pytest.raises(DBAPIError, match="invalid input for query argument"):
+            await session.execute(sa.select(Item).where(Item.id == sa.bindparam("id", "x", sa.Integer)))
+
+    await work()
+
+    assert await names_in_table(engine) == ["a"]
+
+
+async def test_a_connection_that_dies_after_the_error_says_so_itself(postgresql_engine, make_engine, postgresql):
+    """The commit fails with the driver's error, and nobody wonders about the first one."""
+    other = make_engine(postgresql)
+
+    @isolated_session(session_maker(postgresql_engine))
+    async def work(session: AsyncSession):
+        backend = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
+        await fail_once(session)
+        async with other.connect() as connection:
+            await connection.execute(sa.text("select pg_terminate_backend(:backend)"), {"backend": backend})
+
+    with pytest.raises(Exception) as caught:
+        await work()
+
+    assert not isinstance(caught.value, AbortedTransactionError)
+
+
+async def test_what_waits_for_the_commit_of_an_aborted_transaction_is_dropped(engine, Session, answers):
+    """The commit of the parent raises nothing, as it would without this package; but its unit does not run."""
+    async with TaskScope(Session, name="t", limit=1) as scope, Session() as parent, parent.begin():
+        await fail_once(parent)
+        handle = scope.spawn_after_commit(parent, names_of)
+
+    assert handle.state is (TaskState.DROPPED if answers else TaskState.SUCCEEDED)
+    assert answers or handle.result() == ["a"]
+
+
+async def test_a_session_for_which_nobody_waits_is_asked_nothing(postgresql_engine):
+    """An application that does this has always done it; only units, and who waits, want to know."""
+    statements = []
+
+    @event.listens_for(postgresql_engine.sync_engine, "before_cursor_execute")
+    def _(_connection, _cursor, statement, *_others):
+        statements.append(statement)
+
+    Session = session_maker(postgresql_engine)
+    async with TaskScope(Session, name="t", limit=1), Session() as session, session.begin():
+        await fail_once(session)
+
+    assert "select 1" not in statements
+
+
+async def test_a_deadlock_before_a_rollback_is_none(server, make_engine):
+    """Also where the session is bound to a connection, which lives on."""
+    engine = make_engine(server)
+    await reset(engine)
+    signal = sa.text("signal sqlstate '40001' set mysql_errno = 1213, message_text = 'Deadlock found'")
+    async with (
+        TaskScope(session_maker(engine), name="t", limit=1) as scope,
+        engine.connect() as connection,
+        AsyncSession(connection) as parent,
+    ):
+        with pytest.raises(DBAPIError):
+            await parent.execute(signal)
+        await parent.rollback()
+        await parent.execute(insert())
+        handle = scope.spawn_after_commit(parent, names_of)
+        await parent.commit()
+
+    assert handle.result() == ["a"]
+
+
+async def test_a_unit_that_catches_a_deadlock_fails(server, make_engine):
+    """The one that was taken back to end it; the other one commits. PostgreSQL refuses the rest of the first."""
+    engine = make_engine(server)
+    await reset(engine)
+    Session = session_maker(engine)
+    async with Session() as session, session.begin():
+        session.add_all([Item(id=1, name="a"), Item(id=2, name="b")])
+    locked = asyncio.Barrier(2)
+
+    async def work(session, first, second):
+        await session.execute(sa.update(Item).where(Item.id == first).values(amount=first))
+        await locked.wait()
+        with contextlib.suppress(DBAPIError):
+            await session.execute(sa.update(Item).where(Item.id == second).values(amount=first))
+
+    async with TaskScope(Session, name="t", limit=2) as scope:
+        handles = [scope.spawn(work, 1, 2), scope.spawn(work, 2, 1)]
+    async with Session() as session:
+        amounts = (await session.execute(sa.select(Item.amount))).scalars().all()
+
+    failed = [handle for handle in handles if handle.state is TaskState.FAILED]
+    assert [type(handle.exception()) for handle in failed] == [AbortedTransactionError]
+    assert len(set(amounts)) == 1
+    assert "eadlock" in str(failed[0].exception())
