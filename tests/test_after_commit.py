@@ -8,6 +8,7 @@ import gc
 import logging
 import sys
 import threading
+import weakref
 
 import pytest
 import sqlalchemy as sa
@@ -875,6 +876,140 @@ async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSes
     assert 42 == await handle
 
 
+async def by_gather(register):
+    return (await asyncio.gather(register()))[0]
+
+
+async def by_a_task_group(register):
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(register())
+    return task.result()
+
+
+async def in_a_thread(register):
+    return await asyncio.to_thread(lambda: asyncio.run(register()))
+
+
+@pytest.mark.parametrize("register_by", [by_gather, by_a_task_group, in_a_thread])
+async def test_awaiting_what_a_helper_has_registered_is_a_deadlock(lite_scope, LiteSession, register_by):
+    """The helper has ended; the transaction was begun by the task of the block, which has to end it."""
+
+    async def register():
+        return lite_scope.spawn_after_commit(parent, answer)
+
+    async with LiteSession() as parent, parent.begin():
+        handle = await register_by(register)
+        with pytest.raises(CommitDeadlockError):
+            await handle
+
+    assert 42 == await handle
+
+
+async def a_gather_that_was_made_before(scope, parent, handle):
+    gathered = asyncio.gather(handle)
+    await parent.execute(sa.text("select 1"))
+    await gathered
+
+
+async def a_task_that_was_made_before(scope, parent, handle):
+    task = asyncio.create_task(directly(handle))
+    await parent.execute(sa.text("select 1"))
+    await task
+
+
+async def a_task_group_whose_block_works(scope, parent, handle):
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(directly(handle))
+            await parent.execute(sa.text("select 1"))
+    except ExceptionGroup as caught:
+        raise caught.exceptions[0] from None
+
+
+async def a_unit_that_was_spawned_before(scope, parent, handle):
+    async def hold(_session):
+        await handle
+
+    unit = scope.options(guard="off").spawn(hold)
+    while unit.state is TaskState.QUEUED:
+        await asyncio.sleep(0)
+    await parent.execute(sa.text("select 1"))
+    await unit
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        a_gather_that_was_made_before,
+        a_task_that_was_made_before,
+        a_task_group_whose_block_works,
+        a_unit_that_was_spawned_before,
+    ],
+)
+async def test_a_deadlock_that_comes_about_later_ends(lite_scope, LiteSession, monkeypatch, wait):
+    """The handle is awaited already when the block begins to wait for whoever awaits it."""
+    monkeypatch.setattr("sa_isolated_tasks._after_commit._LOOK_AGAIN", 0.01)
+    async with LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        with pytest.raises(CommitDeadlockError):
+            async with asyncio.timeout(20):
+                await wait(lite_scope, parent, handle)
+
+    assert 42 == await handle
+
+
+async def test_who_looks_for_a_deadlock_looks_again(lite_scope, LiteSession, monkeypatch):
+    """As long as there is none, and the transaction is open; then it lets it be."""
+    looks, looked = [], asyncio.Event()
+
+    def would_wait(_parent, _task):
+        looks.append(1)
+        looked.set() if len(looks) == 4 else None
+
+    monkeypatch.setattr("sa_isolated_tasks._after_commit._LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(ParentTransaction, "would_wait_for_itself", would_wait)
+    release = asyncio.Event()
+
+    async def hold(_session):
+        await release.wait()
+        return 42
+
+    async with LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, hold)
+        waiter = asyncio.create_task(_result_of(handle))
+        async with asyncio.timeout(20):
+            await looked.wait()
+    seen = len(looks)
+    while handle.state is not TaskState.RUNNING:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    release.set()
+
+    assert 42 == await waiter
+    assert len(looks) == seen
+
+
+async def test_the_unit_that_was_waited_for_is_kept_by_nobody(lite_scope, LiteSession):
+    """Who looks for a deadlock stops when the wait is over."""
+
+    async def make(_session):
+        return await asyncio.sleep(0, lambda: None)
+
+    async with LiteSession() as parent, parent.begin():
+        parent.add(Item(name="a"))
+        handle = lite_scope.spawn_after_commit(parent, make)
+        waiter = asyncio.create_task(_result_of(handle))
+        await asyncio.sleep(0)
+    result = weakref.ref(await waiter)
+    del handle, waiter
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert result() is None
+
+
 @WAITS
 async def test_awaiting_inside_the_transaction_of_a_unit_is_a_deadlock(LiteSession, wait):
     """It is the unit's own transaction that is waited for, and the unit is told; it may go on and commit."""
@@ -1056,14 +1191,14 @@ async def test_nobody_waits_for_a_transaction_that_has_ended(lite_scope, LiteSes
     await parent.begin()
     queue = parent_transaction_of(parent.sync_session)
     queue.add(Noted(), None)
-    before = queue.would_wait_for_itself()
+    before = queue.would_wait_for_itself(asyncio.current_task())
 
     if end == "rollback":
         await parent.rollback()
     del parent
     gc.collect()
 
-    assert (True, False) == (before, queue.would_wait_for_itself())
+    assert (True, False) == (before, queue.would_wait_for_itself(asyncio.current_task()))
 
 
 async def test_who_awaits_a_unit_that_is_dropped_when_the_scope_is_left_is_told(LiteSession):

@@ -70,6 +70,58 @@ async def test_a_task_that_waits_is_seen(wait):
     assert [True] == answers
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"timeout": 60},
+        {"return_when": asyncio.FIRST_COMPLETED},
+        {"return_when": asyncio.FIRST_EXCEPTION},
+    ],
+)
+async def test_who_waits_for_others_too_or_for_a_time_does_not_wait(others):
+    """The end of this one is not what it needs to go on."""
+    waiter, answers, another = asyncio.current_task(), [], asyncio.get_running_loop().create_future()
+
+    async def ask():
+        answers.append(waits_for(waiter, asyncio.current_task()))
+        another.set_result(None)
+
+    tasks = [asyncio.create_task(ask()), another]
+    await asyncio.wait(tasks, **others)
+
+    assert [False] == answers
+
+
+async def test_who_waits_for_the_first_of_one_waits_for_it():
+    """There is no other."""
+    waiter, answers = asyncio.current_task(), []
+
+    async def ask():
+        answers.append(waits_for(waiter, asyncio.current_task()))
+
+    await asyncio.wait([asyncio.create_task(ask())], return_when=asyncio.FIRST_COMPLETED)
+
+    assert [True] == answers
+
+
+async def test_a_callback_may_refer_to_what_is_not_there_yet():
+    """A variable of the function around it that has no value is none that waits."""
+    waiter, answers, release = asyncio.current_task(), [], asyncio.get_running_loop().create_future()
+
+    def wake(_task):
+        release.set_result(None)
+        return lambda: later
+
+    async def ask():
+        answers.append(waits_for(waiter, asyncio.current_task()))
+
+    asyncio.create_task(ask()).add_done_callback(wake)
+    await release
+    later = answers
+
+    assert [True] == later
+
+
 async def test_a_task_that_waits_for_something_else_does_not_wait():
     """It is suspended, but the end of the other would not wake it."""
     waiter, answers, release = asyncio.current_task(), [], asyncio.Event()

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol, final
 
 from sqlalchemy.orm import Session, SessionTransaction
 
 from sa_isolated_tasks._blocking import waits_for
-from sa_isolated_tasks._watch import record_of
+from sa_isolated_tasks._watch import current_task, record_of
+from sa_isolated_tasks.exceptions import CommitDeadlockError
 
-__all__ = ["ParentTransaction", "WaitingUnit", "parent_transaction_of"]
+__all__ = ["DeadlockWatch", "ParentTransaction", "WaitingUnit", "parent_transaction_of"]
+
+_LOOK_AGAIN = 0.5
+"""Seconds."""
 
 
 class WaitingUnit(Protocol):
@@ -47,12 +52,17 @@ class ParentTransaction:
         # With the savepoint in which it was registered: a weak reference, since a transaction refers to its session.
         self._units: list[tuple[WaitingUnit, weakref.ref[SessionTransaction] | None]] = []
         self._released: weakref.ref[SessionTransaction] | None = None
+        # Those that may have to end it. Q: Why not only who has registered? A: That may have been a helper, which is
+        # through: test_after_commit.py::test_awaiting_what_a_helper_has_registered_is_a_deadlock.
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        beginner = record_of(session).begun_by()
+        if beginner is not None:
+            self._tasks.add(beginner)
         self._finalizer = weakref.finalize(session, self._collected)
         self._finalizer.atexit = False
 
     def add(self, unit: WaitingUnit, savepoint: SessionTransaction | None) -> None:
-        task = _current_task()
+        task = current_task()
         if task is not None:
             self._tasks.add(task)
         if self.was_committed:  # from a hook that runs after the commit, while the transaction has not ended yet
@@ -60,12 +70,11 @@ class ParentTransaction:
         else:
             self._units.append((unit, _reference(savepoint)))
 
-    def would_wait_for_itself(self) -> bool:
-        """Whether a task that has yet to end this transaction waits for the current task, or is it."""
-        current = _current_task()
-        if not self.is_open or self.was_committed or current is None:
+    def would_wait_for_itself(self, waiter: asyncio.Task[Any] | None) -> bool:
+        """Whether a task that has yet to end this transaction waits for *waiter*, or is it."""
+        if not self.is_open or self.was_committed or waiter is None:
             return False
-        return any(task is current or (not task.done() and waits_for(task, current)) for task in self._tasks)
+        return any(task is waiter or (not task.done() and waits_for(task, waiter)) for task in self._tasks)
 
     def savepoint_released(self, savepoint: SessionTransaction) -> None:
         self._released = weakref.ref(savepoint)
@@ -103,15 +112,45 @@ class ParentTransaction:
             unit.drop("its parent's session was collected without a commit", later=True)
 
 
+@final
+class DeadlockWatch:
+    """
+    Around the wait of a task for a unit: fails it if the unit's parent comes to wait for that task.
+
+    Q: Why by the clock? A: The parent may begin to wait at any time, and asyncio tells nobody of it:
+    test_after_commit.py::test_a_deadlock_that_comes_about_later_ends.
+    """
+
+    __slots__ = ("_deadlock_error", "_parent", "_timer", "_waiter", "_waiting")
+
+    def __init__(
+        self,
+        parent: ParentTransaction,
+        waiting: asyncio.Future[None],
+        deadlock_error: Callable[[], CommitDeadlockError],
+    ) -> None:
+        self._parent = parent
+        self._waiting = waiting
+        self._waiter = current_task()
+        self._deadlock_error = deadlock_error
+
+    def __enter__(self) -> None:
+        self._timer = self._waiting.get_loop().call_later(_LOOK_AGAIN, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._waiting.done() or not self._parent.is_open or self._parent.was_committed:
+            return
+        if self._parent.would_wait_for_itself(self._waiter):
+            self._waiting.set_exception(self._deadlock_error())
+        else:
+            self.__enter__()
+
+
 def _reference(savepoint: SessionTransaction | None) -> weakref.ref[SessionTransaction] | None:
     return None if savepoint is None else weakref.ref(savepoint)
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # a worker thread
-        return None
 
 
 def parent_transaction_of(session: Session) -> ParentTransaction:

@@ -8,6 +8,7 @@ callbacks: directly, through ``gather``, ``wait``, ``shield``, ``wait_for`` or a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterable
@@ -56,6 +57,20 @@ def _woken_by(value: Any) -> Iterable[Any]:
     return [held for held in attributes.values() if isinstance(held, _FUTURE)]
 
 
+def _woken_by_function(function: FunctionType) -> list[Any]:
+    cells: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty one
+            cells[name] = cell.cell_contents
+    if function.__module__ == asyncio.wait.__module__ and "return_when" in cells:
+        # Q: Why not wake from every `asyncio.wait`? A: One with a timeout, or for the first of several, goes on without
+        # this one: test_blocking.py::test_who_waits_for_others_too_or_for_a_time_does_not_wait.
+        waits_for_all = cells["return_when"] == asyncio.ALL_COMPLETED or cells.get("counter") == 1
+        if cells.get("timeout_handle") is not None or not waits_for_all:
+            return []
+    return list(cells.values())
+
+
 _FUTURE: Any = asyncio.Future
 _METHODS = (MethodType, BuiltinMethodType)
 _CALLBACKS: Any = (list, tuple, functools.partial, FunctionType, *_METHODS)
@@ -63,6 +78,6 @@ _STEPS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (_FUTURE, lambda future: [held for held in gc.get_referents(future) if isinstance(held, _CALLBACKS)]),
     ((list, tuple), iter),
     (functools.partial, lambda partial: [partial.func, *partial.args]),
-    (FunctionType, lambda function: [cell.cell_contents for cell in function.__closure__ or ()]),
+    (FunctionType, _woken_by_function),
     (_METHODS, lambda method: [method.__self__]),
 )

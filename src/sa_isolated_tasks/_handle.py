@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Generator
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from sa_isolated_tasks._after_commit import ParentTransaction
+from sa_isolated_tasks._after_commit import DeadlockWatch, ParentTransaction
 from sa_isolated_tasks._context import current_seat
 from sa_isolated_tasks._events import UnitEnded
 from sa_isolated_tasks._slots import Seat
 from sa_isolated_tasks._types import Outcome, TaskState, Timing, UnitSnapshot, Welcome
 from sa_isolated_tasks._unit import Unit
+from sa_isolated_tasks._watch import current_task
 from sa_isolated_tasks.exceptions import CommitDeadlockError, TaskDroppedError, UnitCancelledError
 
 if TYPE_CHECKING:
@@ -205,6 +207,10 @@ class Entry:
     def dropped_error(self) -> TaskDroppedError:
         return TaskDroppedError(f"{self.name} was dropped: {self.drop_reason}", where=self.where)
 
+    def deadlock_error(self) -> CommitDeadlockError:
+        what = f"{self.name} waits for the commit of a transaction, and was awaited inside it"
+        return CommitDeadlockError(what, where=self.where)
+
     def outcome_or_raise(self) -> Any:
         self.retrieved = True
         if self.exception is None:
@@ -217,9 +223,9 @@ class Entry:
         return self.outcome_or_raise()
 
     async def _wait_for_end(self) -> None:
-        loop = self.runner.loop
         self.runner.require_loop(f"{self.name} was awaited", "await handle  # in the loop that runs the scope")
-        if asyncio.current_task() is self.task:
+        task = current_task()
+        if task is self.task:
             raise RuntimeError(f"{self.name} awaits its own handle, and would wait for ever")
         if self.parent is not None:
             # Q: Who waits for whom is known already? A: Not in the first step of an eager task, whose maker has yet to
@@ -227,26 +233,23 @@ class Entry:
             await asyncio.sleep(0)
             if self.state.ended:
                 return
-        if self.parent is not None and self.parent.would_wait_for_itself():
-            raise CommitDeadlockError(
-                f"{self.name} waits for the commit of a transaction, and was awaited inside it", where=self.where
-            )
-        waiter = loop.create_future()
+        parent = self.parent
+        if parent is not None and parent.would_wait_for_itself(task):
+            raise self.deadlock_error()
+        waiter = self.runner.loop.create_future()
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
         seat = current_seat.get()
         try:
-            if seat is None or seat.ended:
-                await waiter
-            else:
-                await self._wait_without_slot(seat, waiter)
+            with contextlib.nullcontext() if parent is None else DeadlockWatch(parent, waiter, self.deadlock_error):
+                if seat is None or seat.ended:
+                    await waiter
+                else:
+                    await self._wait_without_slot(seat, waiter)
         finally:
-            self._forget(waiter)
-
-    def _forget(self, waiter: asyncio.Future[None]) -> None:
-        if self._waiters is not None:  # the end of the unit takes them all
-            self._waiters.remove(waiter)
+            if self._waiters is not None:  # the end of the unit takes them all
+                self._waiters.remove(waiter)
 
     async def _wait_without_slot(self, seat: Seat, waiter: asyncio.Future[None]) -> None:
         """A unit waits for this one: it lends its slot if this one has none, and goes on when it has it back."""

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sa_isolated_tasks._aborted import forget_errors, hear_errors, reason_of_abortion
 from sa_isolated_tasks._types import Outcome
 
-__all__ = ["Phase", "Record", "TransactionListener", "phase_of", "record_of", "watch_sessions"]
+__all__ = ["Phase", "Record", "TransactionListener", "current_task", "phase_of", "record_of", "watch_sessions"]
 
 _INFO_KEY = "sa_isolated_tasks"
 _ENDS = ("commit", "commit_twophase", "rollback", "rollback_twophase")
@@ -64,6 +64,7 @@ class Record:
         "abandoned",
         "aborted",
         "begun",
+        "begun_by",
         "commit_sent",
         "commits",
         "committed",
@@ -90,6 +91,8 @@ class Record:
         self.reopened: bool = False
         self.isolated: bool = False
         self.begun: bool = False
+        # Which task has begun the transaction, and so will end it, if anybody knows.
+        self.begun_by: Callable[[], asyncio.Task[Any] | None] = _nothing
         self.committed: bool = False
         self.commit_sent: bool = False
         # Which task has begun the commit: the unit's own, or one of the body's.
@@ -203,6 +206,13 @@ def _closed() -> None:
     """The identity map of a session that is closed: no session has it."""
 
 
+def current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # a worker thread
+        return None
+
+
 def record_of(session: Session) -> Record:
     record = session.info.get(_INFO_KEY)
     if isinstance(record, Record) and record.session() is session:  # as in `_known`; this runs in every transaction
@@ -244,6 +254,8 @@ def _after_transaction_create(session: Session, transaction: SessionTransaction)
         record = record_of(session)
         record.reopened = record.reopened or record.is_closed(session)
         record.remember(session)
+        task = current_task()
+        record.begun_by = _nothing if task is None else weakref.ref(task)
     elif not transaction.nested:
         # The transaction of a flush, within the root's.
         # Q: Why not leave it as it is? A: A connection that dies in the flush has committed nothing:
@@ -300,7 +312,7 @@ def _before_commit(session: Session) -> None:
         # Over a connection that is dead already nothing can be sent:
         # test_terminate.py::test_a_body_that_hides_the_death_of_its_connection.
         record.commit_sent = not record.has_lost_a_connection
-        record.committer = asyncio.current_task() if record.isolated else None
+        record.committer = current_task() if record.isolated else None
 
 
 def _refuse_what_is_aborted(record: Record) -> None:
