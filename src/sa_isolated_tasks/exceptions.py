@@ -78,7 +78,7 @@ def _place_of_call() -> str:
         if package not in {__name__.partition(".")[0], "sqlalchemy"}:
             return "" if package == "asyncio" else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
-    return ""  # pragma: no cover -- the first frame of a program or a thread is never this package's
+    return ""  # a greenlet of SQLAlchemy's, in which there is nobody else
 
 
 class IsolatedTasksError(Exception):
