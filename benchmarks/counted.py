@@ -45,7 +45,7 @@ PARTS = (LIBRARIES, ASYNCIO, LOG, OTHERS, BY_HAND, LISTEN, SPAWN, KEEP, RUN, TEL
 OWN_PARTS = (SPAWN, KEEP, RUN, TELL)
 
 _MODULES = {
-    LISTEN: "watch",
+    LISTEN: "aborted watch",
     SPAWN: "callsite cure function guard holders isolated scope signature spawn walk",
     KEEP: "after_commit blocking context handle leaving queue runner slots types",
     RUN: "call driving factory gate protect steps unit",
