@@ -13,6 +13,8 @@ import sqlalchemy
 from databases import SQLALCHEMY
 from sqlalchemy.ext.asyncio import AsyncSession
 
+import sa_isolated_tasks
+
 if SQLALCHEMY < (2, 0) or sqlalchemy.__version__ == "2.0.0":
     pytest.skip("the benchmarks need a pool on SQLite, as a recent SQLAlchemy has it", allow_module_level=True)
 
@@ -109,7 +111,7 @@ def test_code_belongs_to_the_package_that_it_is_in():
 
 def test_the_code_of_every_module_has_a_name():
     """Or its instructions would be those of others."""
-    package = Path(__file__).parent.parent / "src" / "sa_isolated_tasks"
+    package = Path(sa_isolated_tasks.__file__).parent
     parts = {counted.part_of(str(path)) for path in package.glob("_[a-z]*.py")}
 
     assert parts == {*counted.OWN_PARTS, counted.LISTEN}
