@@ -99,6 +99,29 @@ async def test_every_cancellation_that_was_held_is_in_the_chain_of_the_one_that_
     assert ["second", "third"] == [str(steps.held.__context__), str(steps.held.__context__.__context__)]
 
 
+async def test_one_in_every_turn_makes_no_longer_chain_and_lets_threads_run(monkeypatch):
+    """An anyio cancel scope cancels in every turn, thousands of times; the first is no reason to block the loop."""
+    pauses = []
+    monkeypatch.setattr("sa_isolated_tasks._gate.time.sleep", pauses.append)
+
+    async def work():
+        for _ in range(9):
+            await Turn()
+
+    steps = Holding(work())
+    task = asyncio.create_task(run(steps))
+    await asyncio.sleep(0)
+    counts = []
+    for _ in range(3):
+        task.cancel("the same")
+        await asyncio.sleep(0)
+        counts.append(len(pauses))
+    await task
+
+    assert counts == [0, 1, 2]
+    assert steps.held.__context__ is None
+
+
 async def test_one_that_comes_twice_is_in_the_chain_once():
     """The chain of an exception has no end if it leads back to it."""
 

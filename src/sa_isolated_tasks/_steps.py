@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar, cast
 
-from sa_isolated_tasks._gate import Gate
+from sa_isolated_tasks._gate import Gate, let_threads_run
 
 __all__ = [
     "PatienceEnded",
@@ -240,10 +240,12 @@ class Steps(Generic[R]):
             self._asked = min(asked, times_cancelled() - 1)
             self.on_hold()
         else:
+            let_threads_run()
             # An anyio cancel scope knows its own by the text, and looks for it along the chain:
             # test_steps.py::test_every_cancellation_that_was_held_is_in_the_chain_of_the_one_that_comes.
             chain, more = _chain_of(self.held), _chain_of(cancelled)
-            if not {id(error) for error in chain} & {id(error) for error in more}:
+            is_new = all(error.args != cancelled.args for error in chain)
+            if is_new and not {id(error) for error in chain} & {id(error) for error in more}:
                 chain[-1].__context__ = cancelled
 
     def take_held(self) -> asyncio.CancelledError | None:
@@ -305,7 +307,6 @@ class Steps(Generic[R]):
 
 # As Any, `isinstance` does not narrow to a type with unknown parameters.
 _STEPS: Any = Steps
-
 
 _NO_SHIELD: AbstractContextManager[Any] = contextlib.nullcontext()
 
