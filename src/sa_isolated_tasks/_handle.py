@@ -248,8 +248,7 @@ class Entry:
                 else:
                     await self._wait_without_slot(seat, waiter)
         finally:
-            if self._waiters is not None:  # the end of the unit takes them all
-                self._waiters.remove(waiter)
+            (self._waiters or [waiter]).remove(waiter)  # the end of the unit takes them all
 
     async def _wait_without_slot(self, seat: Seat, waiter: asyncio.Future[None]) -> None:
         """A unit waits for this one: it lends its slot if this one has none, and goes on when it has it back."""
