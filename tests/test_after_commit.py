@@ -33,7 +33,7 @@ from sa_isolated_tasks import (
     UnitCancelledError,
     isolated_session,
 )
-from sa_isolated_tasks._after_commit import ParentTransaction, parent_transaction_of
+from sa_isolated_tasks._after_commit import DeadlockWatch, ParentTransaction, parent_transaction_of
 
 
 async def look_up(session, name):
@@ -874,6 +874,40 @@ async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSes
     assert spawned_at == caught.value.where
 
     assert 42 == await handle
+
+
+async def test_awaiting_in_a_transaction_that_a_helper_has_begun_is_a_deadlock(lite_scope, LiteSession):
+    """Who has registered the unit has the session, and is to commit."""
+    async with LiteSession() as parent:
+        await asyncio.create_task(parent.connection())
+        handle = lite_scope.spawn_after_commit(parent, answer)
+        with pytest.raises(CommitDeadlockError):
+            async with asyncio.timeout(20):
+                await handle
+        await parent.commit()
+
+    assert 42 == await handle
+
+
+@pytest.mark.parametrize("over", ["the wait", "the transaction", "the commit"])
+async def test_who_looks_for_a_deadlock_stops_when_something_is_over(LiteSession, over):
+    """There is nothing to fail then, and nothing to look for."""
+    async with LiteSession() as session:
+        await session.begin()
+        parent = parent_transaction_of(session.sync_session)
+        parent.add(Noted(), None)
+        waiting = asyncio.get_running_loop().create_future()
+        watch = DeadlockWatch(parent, waiting, CommitDeadlockError)
+        with watch:
+            timer = watch._timer
+            if over == "the wait":
+                waiting.cancel()
+            else:
+                parent.is_open, parent.was_committed = over == "the commit", over == "the commit"
+            watch._look()
+
+            assert watch._timer is timer
+        assert over == "the wait" or not waiting.done()
 
 
 async def by_gather(register):
