@@ -861,14 +861,16 @@ WAITS = pytest.mark.parametrize(
 
 
 @WAITS
-async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSession, wait):
+async def test_awaiting_inside_the_transaction_is_a_deadlock(lite_scope, LiteSession, wait, monkeypatch):
     """Found at the ``await``, in the parent's task or in any that it waits for; the parent can still commit."""
+    monkeypatch.setattr("sa_isolated_tasks._after_commit._LOOK_AGAIN", 3600)
     async with LiteSession() as parent, parent.begin():
         parent.add(Item(name="a"))
         handle = lite_scope.spawn_after_commit(parent, answer)
         spawned_at = lite_scope.snapshot().units[0].spawned_at
         with pytest.raises(CommitDeadlockError) as caught:
-            await wait(handle)
+            async with asyncio.timeout(20):
+                await wait(handle)
 
     assert "answer#1 waits for the commit of a transaction, and was awaited inside it" == caught.value.what
     assert spawned_at == caught.value.where
