@@ -29,7 +29,7 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield "When to read it: you want to know what a unit costs, next to the pattern that you would write by hand."
     yield "Every figure of this page comes from one run of one command, which writes the page:"
     yield from ["", "```sh", command, "```", ""]
-    yield "`nox -s bench` takes five minutes on a machine that does nothing else, and with `-- --quick` two;"
+    yield "`nox -s bench` takes seven minutes on a machine that does nothing else, and with `-- --quick` two;"
     yield "`-- --print` prints the page in place of writing it."
     yield "PostgreSQL is the server of `TEST_POSTGRESQL_URL`, or the one on port 5432, or one from a wheel."
     yield ""
