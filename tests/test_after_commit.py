@@ -997,12 +997,18 @@ async def test_a_deadlock_that_comes_about_later_ends(lite_scope, LiteSession, m
 
 async def test_who_looks_for_a_deadlock_looks_again(lite_scope, LiteSession, monkeypatch):
     """As long as there is none, and the transaction is open; then it lets it be."""
-    looks, looked = [], asyncio.Event()
+    looks, looked, let_be = [], asyncio.Event(), asyncio.Event()
+    look = DeadlockWatch._look
 
     def would_wait(_parent, _task):
         looks.append(1)
         looked.set() if len(looks) == 4 else None
 
+    def look_and_tell(watch):
+        look(watch)
+        let_be.set() if not watch._parent.is_open else None
+
+    monkeypatch.setattr(DeadlockWatch, "_look", look_and_tell)
     monkeypatch.setattr("sa_isolated_tasks._after_commit._LOOK_AGAIN", 0.001)
     monkeypatch.setattr(ParentTransaction, "would_wait_for_itself", would_wait)
     release = asyncio.Event()
@@ -1018,9 +1024,8 @@ async def test_who_looks_for_a_deadlock_looks_again(lite_scope, LiteSession, mon
         async with asyncio.timeout(20):
             await looked.wait()
     seen = len(looks)
-    while handle.state is not TaskState.RUNNING:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        await let_be.wait()
     release.set()
 
     assert 42 == await waiter
