@@ -48,13 +48,13 @@ async def answer(_session, value=42):
 @pytest.fixture
 async def scope(Session):
     """A scope on each database in turn; its units see what the parent has committed."""
-    async with TaskScope(Session, name="t", limit=2) as scope:
+    async with TaskScope(Session, name="t", limit=2, drain_timeout=60) as scope:
         yield scope
 
 
 @pytest.fixture
 async def lite_scope(LiteSession):
-    async with TaskScope(LiteSession, name="t", limit=2) as scope:
+    async with TaskScope(LiteSession, name="t", limit=2, drain_timeout=60) as scope:
         yield scope
 
 
@@ -1006,7 +1006,7 @@ async def test_who_looks_for_a_deadlock_looks_again(lite_scope, LiteSession, mon
 
     def look_and_tell(watch):
         look(watch)
-        let_be.set() if not watch._parent.is_open else None
+        let_be.set() if watch._parent.was_committed else None
 
     monkeypatch.setattr(DeadlockWatch, "_look", look_and_tell)
     monkeypatch.setattr("sa_isolated_tasks._after_commit._LOOK_AGAIN", 0.001)

@@ -35,7 +35,7 @@ not_eager = pytest.mark.skipif(os.environ.get("SIT_LOOP") == "eager", reason="an
 
 @pytest.fixture
 async def scope(LiteSession):
-    async with TaskScope(LiteSession, name="t", limit=None) as scope:
+    async with TaskScope(LiteSession, name="t", limit=None, drain_timeout=60) as scope:
         yield scope
         scope.cancel()
 

@@ -306,6 +306,7 @@ async def machine(request):
     "pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.usefixtures("quiet_log")
+@pytest.mark.timeout(0 if IS_LONG else 300)
 def test_any_order_of_events_keeps_the_promises(machine):
     """Whatever happens in whatever order: it ends, and model, handles, rows and pool agree after each step."""
     run_state_machine_as_test(machine, settings=PROFILE)

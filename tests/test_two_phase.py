@@ -31,7 +31,7 @@ def TwoPhase(engine):
 
 @pytest.fixture
 async def scope(Session):
-    async with TaskScope(Session, name="t", limit=2) as scope:
+    async with TaskScope(Session, name="t", limit=2, drain_timeout=60) as scope:
         yield scope
 
 
