@@ -23,7 +23,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds of fewer units; the page says how long it took"
+    )
     parser.add_argument("--print", action="store_true", help="the page is printed, and not written")
     parser.add_argument("--only", choices=["imports"], help="one part alone")
     arguments = parser.parse_args()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from benchmarks.handwritten import LOGGER, Background, Runner, begin_block, one_commit
 from benchmarks.setup import Setup, logger
@@ -31,7 +32,8 @@ BY_HAND = "by hand: `begin()`, semaphore"
 BY_HAND_UNLIMITED = "by hand: `begin()`, no semaphore"
 LEAN = "by hand: one `commit()`, semaphore"
 FLOOR = "the floor: no package, no task for a unit"
-LEAST = "the floor, with a task and a log record for each unit"
+LEAST = "the least: a task, a session, a log record"
+CORE = "one `engine.begin()`: no session"
 
 
 @contextlib.asynccontextmanager
@@ -40,9 +42,8 @@ async def _scope(setup: Setup, *, limit: int | Literal["pool"] | None = "pool") 
     async with TaskScope(setup.Session, name="bench", limit=limit) as scope:
 
         async def batch(body: Body, count: int) -> None:
-            handles = [scope.spawn(body, number) for number in range(count)]
+            _handles = [scope.spawn(body, number) for number in range(count)]
             await scope.drain()
-            del handles
 
         yield batch
 
@@ -75,13 +76,21 @@ async def _by_hand(
     yield batch
 
 
+def _in_turns(slots: int, work: Callable[[Body, range], Awaitable[None]]) -> Batch:
+    """As many tasks as the pool has connections take one number after the other."""
+
+    async def batch(body: Body, count: int) -> None:
+        await asyncio.gather(*[work(body, range(first, count, slots)) for first in range(slots)])
+
+    return batch
+
+
 @contextlib.asynccontextmanager
 async def _floor(setup: Setup) -> AsyncIterator[Batch]:
     """
-    As many tasks as the pool has connections take one number after the other.
+    A session is made, the body run, the transaction committed if there is one, and the session closed.
 
-    A session is made, the body run, the transaction committed if there is one, and the session, which holds no
-    connection by then, closed without a greenlet. No log, no timing, no handle, no cleanup after a failure.
+    It holds no connection by then, so that takes no greenlet. No log, no timing, no handle, no cleanup after a failure.
     """
 
     async def work(body: Body, numbers: range) -> None:
@@ -92,15 +101,29 @@ async def _floor(setup: Setup) -> AsyncIterator[Batch]:
                 await session.commit()
             session.sync_session.close()
 
-    async def batch(body: Body, count: int) -> None:
-        await asyncio.gather(*[work(body, range(first, count, setup.slots)) for first in range(setup.slots)])
+    yield _in_turns(setup.slots, work)
 
-    yield batch
+
+@contextlib.asynccontextmanager
+async def _core(setup: Setup) -> AsyncIterator[Batch]:
+    """Without a session: the body gets a connection, which is enough for a statement."""
+
+    async def work(body: Callable[[Any, int], Awaitable[None]], numbers: range) -> None:
+        for number in numbers:
+            async with setup.engine.begin() as connection:
+                await body(connection, number)
+
+    yield _in_turns(setup.slots, work)
 
 
 @contextlib.asynccontextmanager
 async def _least(setup: Setup) -> AsyncIterator[Batch]:
-    """What nobody can do without who runs each unit in a task and logs it: the floor, and those two."""
+    """
+    What nobody can do without who runs each unit in a task and logs it.
+
+    The record is made as this package makes it, the session, which holds nothing by then, left open, and the next unit
+    started where one has ended.
+    """
 
     async def unit(body: Body, number: int) -> None:
         started = perf_counter()
@@ -108,15 +131,31 @@ async def _least(setup: Setup) -> AsyncIterator[Batch]:
         await body(session, number)
         if session.in_transaction():
             await session.commit()
-        session.sync_session.close()
-        LOGGER.info("%s done in %.2fs", body.__name__, perf_counter() - started)
-
-    async def work(body: Body, numbers: range) -> None:
-        for number in numbers:
-            await asyncio.create_task(unit(body, number))
+        if LOGGER.isEnabledFor(logging.INFO):
+            args = (body.__name__, perf_counter() - started)
+            LOGGER.handle(LOGGER.makeRecord(LOGGER.name, logging.INFO, __file__, 0, "%s done in %.2fs", args, None))
 
     async def batch(body: Body, count: int) -> None:
-        await asyncio.gather(*[work(body, range(first, count, setup.slots)) for first in range(setup.slots)])
+        loop = asyncio.get_running_loop()
+        numbers, running, done = iter(range(count)), 0, loop.create_future()
+
+        def start_next() -> None:
+            nonlocal running
+            for number in numbers:
+                running += 1
+                loop.create_task(unit(body, number)).add_done_callback(ended)
+                return
+
+        def ended(_task: object) -> None:
+            nonlocal running
+            running -= 1
+            start_next()
+            if not running:
+                done.set_result(None)
+
+        for _ in range(setup.slots):
+            start_next()
+        await done
 
     yield batch
 
@@ -130,6 +169,7 @@ BOUNDED: dict[str, Contender] = {
     LEAST: _least,
     FLOOR: _floor,
 }
+ONE_STATEMENT: dict[str, Contender] = {CORE: _core}
 UNBOUNDED: dict[str, Contender] = {
     OURS_UNLIMITED: functools.partial(_scope, limit=None),
     BY_HAND_UNLIMITED: functools.partial(_by_hand, limited=False),

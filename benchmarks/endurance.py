@@ -37,6 +37,11 @@ async def resident_while(units: int) -> list[float]:
     return samples
 
 
+def growth(samples: list[float]) -> float:
+    """The highest of those after the first, to the first: a last one may happen to be low."""
+    return max(samples[1:]) / samples[0]
+
+
 def in_a_new_process(units: int) -> list[float]:
     command = [sys.executable, "-m", "benchmarks.endurance", str(units)]
     ran = subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, text=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Callable
 from time import process_time
 from typing import Any
 
@@ -35,16 +36,9 @@ def microseconds(args: tuple[Any, ...], *, repeat: int = 100, number: int = 100)
     return min(seconds() for _ in range(repeat)) * 1e6
 
 
-def containers(sizes: tuple[int, ...], *, repeat: int = 10) -> list[tuple[int, float, float]]:
-    """For each size the cost of a list of so many numbers, and of so many objects that have to be looked into."""
-    return [
-        (
-            size,
-            microseconds((list(range(size)),), repeat=repeat, number=1),
-            microseconds(([_Plain() for _ in range(size)],), repeat=repeat, number=1),
-        )
-        for size in sizes
-    ]
+def by_size(sizes: tuple[int, ...], *, repeat: int = 10) -> dict[int, list[float]]:
+    """For each size what an argument of each of the `SHAPES` costs."""
+    return {size: [microseconds((make(size),), repeat=repeat, number=1) for make in SHAPES.values()] for size in sizes}
 
 
 def bound() -> int:
@@ -53,7 +47,16 @@ def bound() -> int:
 
 
 class _Plain:
-    """An object of the user's, with one attribute."""
+    """An object of the user's."""
 
-    def __init__(self) -> None:
-        self.name = "plain"
+    def __init__(self, attributes: int) -> None:
+        for number in range(attributes):
+            setattr(self, f"a{number}", number)
+
+
+SHAPES: dict[str, Callable[[int], object]] = {
+    "a list of n numbers": lambda n: list(range(n)),
+    "a list of n objects with an attribute": lambda n: [_Plain(1) for _ in range(n)],
+    "a list of n objects with 20 plain attributes": lambda n: [_Plain(20) for _ in range(n)],
+    "an object with n plain attributes": _Plain,
+}

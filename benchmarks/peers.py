@@ -37,13 +37,14 @@ async def _aiojobs(setup: Setup) -> AsyncIterator[Batch]:
     import aiojobs
 
     background = Background(begin_block(setup.Session), None)
+    async with aiojobs.Scheduler(limit=setup.slots) as scheduler:
 
-    async def batch(body: Body, count: int) -> None:
-        async with aiojobs.Scheduler(limit=setup.slots) as scheduler:
-            for number in range(count):
-                await scheduler.spawn(background.work(body, number))
+        async def batch(body: Body, count: int) -> None:
+            jobs = [await scheduler.spawn(background.work(body, number)) for number in range(count)]
+            for job in jobs:
+                await job.wait()
 
-    yield batch
+        yield batch
 
 
 @contextlib.asynccontextmanager
@@ -158,6 +159,12 @@ def versions() -> dict[str, str]:
     """Of the distributions that are installed."""
     found = {peer.distribution for peer in _PEERS.values() if peer.distribution and _is_installed(peer)}
     return {distribution: version(distribution) for distribution in sorted(found)}
+
+
+def folders() -> list[str]:
+    """Where the code of those is that are installed."""
+    specs = [importlib.util.find_spec(peer.module) for peer in _PEERS.values() if peer.distribution]
+    return [folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or ()]
 
 
 def _is_installed(peer: _Peer) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
 
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-Body: TypeAlias = Callable[[AsyncSession, int], Awaitable[None]]
+Body: TypeAlias = Callable[[AsyncSession, int], Coroutine[Any, Any, None]]
 
 
 class Base(DeclarativeBase):
@@ -38,6 +38,10 @@ async def select_one(session: AsyncSession, _number: int) -> None:
 
 async def insert(session: AsyncSession, number: int) -> None:
     session.add(Written(number=number))
+
+
+NOTHING, SELECT, INSERT = "a unit that never touches the database", "`select 1` and commit", "insert and commit"
+BODIES: dict[str, Body] = {NOTHING: nothing, SELECT: select_one, INSERT: insert}
 
 
 async def rows_written(session: AsyncSession) -> int:
