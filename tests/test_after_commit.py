@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from databases import SQLALCHEMY
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session as SyncSession
+from sqlalchemy.orm import scoped_session
 from support import Item, make_tasks_eager, session_maker
 
 from sa_isolated_tasks import (
@@ -763,6 +764,24 @@ async def test_the_first_argument_is_a_session(lite_scope, session, kind):
     assert f"spawn_after_commit was given a {kind} in place of a session" == caught.value.what
     assert "its first argument is the session whose commit the unit waits for" == caught.value.why
     assert "scope.spawn_after_commit(session, answer, ...)" == caught.value.cure
+
+
+@pytest.mark.parametrize("kind", [async_scoped_session, scoped_session])
+async def test_a_registry_is_to_be_called(lite_scope, LiteSession, kind):
+    """Its current session is the first argument, not the registry; the cure says so, and works."""
+    registry = async_scoped_session(LiteSession, scopefunc=asyncio.current_task)
+    given = registry if kind is async_scoped_session else scoped_session(SyncSession)
+
+    with pytest.raises(DeclarationError) as caught:
+        lite_scope.spawn_after_commit(given, answer)
+
+    assert f"spawn_after_commit was given a {kind.__name__} in place of a session" == caught.value.what
+    assert "scope.spawn_after_commit(registry(), answer, ...)" == caught.value.cure
+    await registry().connection()
+    handle = lite_scope.spawn_after_commit(registry(), answer)
+    await registry().commit()
+    assert 42 == await handle
+    await registry.remove()
 
 
 async def test_the_parents_session_and_instances_are_refused_as_arguments(lite_scope, LiteSession):

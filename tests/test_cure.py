@@ -25,8 +25,8 @@ from support import Item
 
 from sa_isolated_tasks import InstancePassedError, SessionPassedError, TaskScope, isolated_session
 from sa_isolated_tasks._callsite import CallSite
-from sa_isolated_tasks._cure import Finding, cure_for
-from sa_isolated_tasks._walk import Node
+from sa_isolated_tasks._cure import cure_for
+from sa_isolated_tasks._walk import Finding, Node
 
 # ---- The reader.
 
@@ -80,6 +80,17 @@ class Reader:
         self.replace_the_call()
         self.drop_parameter(function, parameter)
 
+    def replace_the_call_and_drop_all(self, function, parameters):
+        self.replace_the_call()
+        for parameter in re.findall(r"'(\w+)'", parameters):
+            self.drop_parameter(function, parameter)
+
+    def replace_the_call_and_drop_what_takes_it(self, function):
+        """The parameter for it is that of its position."""
+        index = next(index for index, arg in enumerate(self.call().args) if ast.unparse(arg) == "other")
+        self.replace_the_call()
+        self.drop_parameter(function, self.function(function).args.args[index].arg)
+
     def drop_parameter(self, function, parameter):
         arguments = self.function(function).args
         defaults = dict(zip(reversed(arguments.args), reversed(arguments.defaults), strict=False))
@@ -105,9 +116,10 @@ class Reader:
     def insert_first(self, function):
         self.function(function).body.insert(0, ast.parse(self.code).body[0])
 
-    def insert_first_and_drop(self, function, parameter):
+    def insert_first_and_drop(self, function, parameters):
         self.insert_first(function)
-        self.drop_parameter(function, parameter)
+        for parameter in re.findall(r"'(\w+)'", parameters):
+            self.drop_parameter(function, parameter)
 
     def replace_the_line(self, caller):
         """Of a definition; dots stand for the parameters that are there already."""
@@ -190,22 +202,27 @@ class Reader:
         """In the function: an assignment is its first line, anything else an expression in place of its own."""
         self.replace_the_call()
         target = self.function(function)
-        parsed = ast.parse(f"async def f():\n    {line}").body[0].body[0]
-        if isinstance(parsed, ast.Assign):
-            target.body.insert(0, parsed)
-            return
-        place = ast.unparse(parsed.value.value.args[1])
-        body = ast.unparse(target).replace(place, f"({line})")
-        target.body = ast.parse(body).body[0].body
+        for parsed in ast.parse(f"async def f():\n    {line}").body[0].body:
+            if isinstance(parsed, ast.Assign):
+                target.body.insert(0, parsed)
+                continue
+            place = ast.unparse(parsed.value.value.args[1])
+            body = ast.unparse(target).replace(place, f"({ast.unparse(parsed)})")
+            target.body = ast.parse(body).body[0].body
 
     ACTIONS = (
         (r"", replace_the_call),
         (r"(or, in class .*)", replace_the_call),
         (r"and (\w+)\(\) without its parameter '(\w+)': it has a session of its own", replace_the_call_and_drop),
+        (r"and (\w+)\(\) without its parameters ('.*'): it has a session of its own", replace_the_call_and_drop_all),
+        (
+            r"and (\w+)\(\) without a parameter for it: it runs in the session that is given first",
+            replace_the_call_and_drop_what_takes_it,
+        ),
         (r"(before the call(?:: .*)?)", insert_before_the_call),
         (r"in class (\w+), if it keeps .*", insert_in_class),
         (r"first line of (\w+)\(\): the session of the unit", insert_first),
-        (r"first line of (\w+)\(\), in place of its parameter '(\w+)'", insert_first_and_drop),
+        (r"first line of (\w+)\(\), in place of its parameters? ('.*')", insert_first_and_drop),
         (
             r"in place of the default of (\w+)\(\): (\w+)\(\) gives it the session of the unit",
             replace_the_default,
@@ -507,6 +524,197 @@ async def test_an_argument_without_what_was_refused(snippets, case, start):
     assert cure == cured
 
 
+SEVERAL = {
+    "list": ("", "ctx = [session, other]", "ctx", ""),
+    "list of more": (
+        "",
+        "ctx = [session, 1, other]",
+        "ctx",
+        "[item for index, item in enumerate(ctx) if index not in {0, 2}]",
+    ),
+    "the same one twice": (
+        "",
+        "ctx = [session, 1, session]",
+        "ctx",
+        "[item for index, item in enumerate(ctx) if index not in {0, 2}]",
+    ),
+    "list literal": ("", "", "[session, 1, other]", "[1]"),
+    "list literal of nothing else": ("", "", "[session, other]", "[]"),
+    "nested literal": ("", "", "{'a': [session], 'b': other}", "{'a': []}"),
+    "literal, and what is not": (PLAIN, "kept = Ctx(session)", "[session, kept]", ""),
+    "tuple": (
+        "",
+        "ctx = (session, 1, other)",
+        "ctx",
+        "tuple((item for index, item in enumerate(ctx) if index not in {0, 2}))",
+    ),
+    "six": ("", "ctx = [*([session] * 6), 1]", "ctx", ""),
+    "set": (
+        "",
+        "ctx = {session, 1, other}",
+        "ctx",
+        (
+            "{item for item in ctx if item is not session and item is not other}",
+            "{item for item in ctx if item is not other and item is not session}",
+        ),
+    ),
+    "set, without names": (
+        "",
+        "ctx = {outer(), 1, outer()}",
+        "ctx",
+        "{item for item in ctx if type(item).__name__ != 'AsyncSession'}",
+    ),
+    "dict": (
+        "",
+        "ctx = {'a': session, 'b': 1, 'c': other}",
+        "ctx",
+        "{key: value for key, value in ctx.items() if key not in {'a', 'c'}}",
+    ),
+    "dict, odd keys": (
+        "",
+        "ctx = {Item: session, 'b': 1, int: other}",
+        "ctx",
+        "{key: value for key, value in ctx.items() if value is not session and value is not other}",
+    ),
+    "dict of lists": (
+        "",
+        "ctx = {'a': [session, other], 'b': 1}",
+        "ctx",
+        "{key: value for key, value in ctx.items() if key != 'a'}",
+    ),
+    "dict of different depth": (
+        "",
+        "ctx = {'a': [session], 'b': other, 'c': 1}",
+        "ctx",
+        "{key: value for key, value in ctx.items() if key not in {'b', 'a'}}",
+    ),
+    "objects in a list": (
+        PLAIN,
+        "ctx = [Ctx(session), 1, Ctx(other)]",
+        "ctx",
+        "[item for index, item in enumerate(ctx) if index not in {0, 2}]",
+    ),
+    "list of different depth": (
+        PLAIN,
+        "ctx = [[[session], Ctx(other)], 1]",
+        "ctx",
+        "[item for index, item in enumerate(ctx) if index != 0]",
+    ),
+    "key and value": ("", "ctx = {session: other, 1: 1}", "ctx", ""),
+    "named tuple": (
+        "Ctx = collections.namedtuple('Ctx', 'first second number')",
+        "ctx = Ctx(session, other, 1)",
+        "ctx",
+        "ctx._replace(first=None, second=None)",
+    ),
+    "dataclass": (
+        "@dataclasses.dataclass\nclass Ctx:\n    first: Any\n    second: Any\n",
+        "ctx = Ctx(session, other)",
+        "ctx",
+        "dataclasses.replace(ctx, first=None, second=None)" + OR_IGNORE.replace('("session",)', '("first", "second")'),
+    ),
+    "attrs": (
+        "@attrs.define\nclass Ctx:\n    first: Any\n    _second: Any\n",
+        "ctx = Ctx(session, other)",
+        "ctx",
+        "attrs.evolve(ctx, second=None, first=None)" + OR_IGNORE.replace('("session",)', '("_second", "first")'),
+    ),
+    "object": (
+        "class Ctx:\n    def __init__(self, a, b):\n        self.a, self.b = a, b",
+        "ctx = Ctx(session, other)",
+        "ctx",
+        '__isolated_tasks_ignore__ = ("a", "b")  # in class Ctx, if it keeps .a and .b for other purposes',
+    ),
+    "namespace": (
+        "",
+        "ctx = types.SimpleNamespace(s=session, o=other)",
+        "ctx",
+        "type(ctx)(**{**vars(ctx), 's': None, 'o': None})",
+    ),
+    "default factory": ("", "ctx = collections.defaultdict(lambda: session)", "ctx", "dict(ctx)"),
+    "default factory, deeper": (
+        "",
+        "ctx = {'a': collections.defaultdict(lambda: session)}",
+        "ctx",
+        "{key: value for key, value in ctx.items() if key != 'a'}",
+    ),
+    "default factory and value": ("", "ctx = collections.defaultdict(lambda: session, a=other)", "ctx", ""),
+    "cause": ("", "ctx = ValueError()\n    ctx.__cause__ = ValueError(session)", "ctx", ""),
+    "partial, and what it is of": (
+        "",
+        "def inner(number): return session",
+        "functools.partial(inner, other)",
+        "",
+    ),
+    "two closures": ("", "ctx = lambda: (session, other)", "ctx", ""),
+    "two defaults": ("", "def ctx(a=session, b=other): ...", "ctx", ""),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+async def test_all_that_would_be_refused_is_left_out(snippets, case):
+    """The call that the cure makes is not refused for another one; where there is no short way, the argument goes."""
+    definitions, before, argument, cured = SEVERAL[case]
+    before = f"other = outer()\n    {before}"
+
+    cure = await snippets.cured(SPAWNED.format(definitions=definitions, before=before, argument=argument))
+
+    if "in class Ctx, " not in str(cured):
+        cured = (cured,) if isinstance(cured, str) else cured
+        parts = [text.partition("  # ") for text in cured]
+        cured = {f"scope.spawn(work, {code})".replace("(work, )", "(work)") + "".join(rest) for code, *rest in parts}
+    assert cure in cured
+
+
+SEVERAL_ARGUMENTS = {
+    "needed": (
+        "first, second",
+        "session, other",
+        "scope.spawn(work)  # and work() without its parameters 'first' and 'second': it has a session of its own",
+    ),
+    "three": (
+        "first, second, third",
+        "session, other, third=outer()",
+        (
+            "scope.spawn(work)  # and work() without its parameters 'first', 'second' and 'third': it has a session of "
+            "its own"
+        ),
+    ),
+    "in front of another": (
+        "first, number, second",
+        "session, 1, second=other",
+        "scope.spawn(work, 1)  # and work() without its parameters 'first' and 'second': it has a session of its own",
+    ),
+    "the same one twice": ("first=None, second=None", "session, second=session", "scope.spawn(work)"),
+    "not needed": ("first=None, second=None", "session, other", "scope.spawn(work)"),
+    "variadic": ("*args", "1, session, 2, other", "scope.spawn(work, 1, 2)"),
+    "variadic behind one": (
+        "first, *args",
+        "session, other",
+        "scope.spawn(work)  # and work() without its parameter 'first': it has a session of its own",
+    ),
+    "one in a list": ("first=None, second=None", "session, [1, other]", "scope.spawn(work)"),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL_ARGUMENTS)
+async def test_all_arguments_that_would_be_refused_are_left_out(snippets, case):
+    """With the parameters that took them."""
+    parameters, arguments, cured = SEVERAL_ARGUMENTS[case]
+
+    cure = await snippets.cured(f"""
+        async def work(session, {parameters}):
+            return await one(session)
+
+        async def main():
+            session, other = outer(), outer()
+            guilty = scope.spawn(work, {arguments})
+            return await guilty
+        """)
+
+    assert cure == cured
+
+
 NEEDED = {
     "position": ("other", "session", "work()"),
     "keyword": ("other", "other=session", "work()"),
@@ -736,6 +944,36 @@ FUNCTIONS = {
         "async def callback(other=session):\n    return await one(other)\nscope.spawn(work, callback)",
         "other=None  # in place of the default of callback(): work() gives it the session of the unit",
     ),
+    "closure over two": (
+        "",
+        "other = outer()\nasync def work(own):\n    return await one(session) and await one(other)\nscope.spawn(work)",
+        "other = session = own  # first line of work(): the session of the unit",
+    ),
+    "two defaults": (
+        "",
+        "async def work(own, a=session, b=session):\n    return await one(a) and await one(b)\nscope.spawn(work)",
+        "a = b = own  # first line of work(), in place of its parameters 'a' and 'b'",
+    ),
+    "spawned partial of two": (
+        "async def inner(session, number, other=None):\n    return await one(session)\n",
+        "scope.spawn(functools.partial(inner, session, 1, other=session))",
+        "scope.spawn(inner, 1)",
+    ),
+    "partial of two": (
+        "async def inner(session, other=None, number=1):\n    return await one(session)\n" + CALLS_IT,
+        "scope.spawn(work, functools.partial(inner, session, session, 1))",
+        "scope.spawn(work, functools.partial(inner, number=1))" + ITS_SESSION,
+    ),
+    "partial of two, made before": (
+        "async def inner(session, other=None, number=1):\n    return await one(session)\n" + CALLS_IT,
+        "call = functools.partial(inner, session, session, 1)\nscope.spawn(work, call)",
+        "functools.partial(inner, number=...)" + ITS_SESSION,
+    ),
+    "coroutine with two": (
+        "async def inner(session, other): ...\nasync def work(session, coro=None):\n    return await one(session)\n",
+        "scope.spawn(work, inner(session, session))",
+        "scope.spawn(work)",
+    ),
     "object of a method": (
         PLAIN.replace("Ctx", "Repo") + "\n    async def work(self, session):\n        return await one(session)\n",
         "scope.spawn(Repo(session).work)",
@@ -785,6 +1023,101 @@ async def test_a_unit_that_waits_for_a_commit(snippets, case):
         """)
 
     assert cure == f"scope.spawn_after_commit(session, {cured})"
+
+
+IN_SESSION = {
+    "argument": ("other", "work.in_session(session, other)", "work.in_session(session)"),
+    "with others": ("number, other", "work.in_session(session, 1, other)", "work.in_session(session, 1)"),
+    "keyword": ("*, key=None", "work.in_session(session, key=other)", "work.in_session(session)"),
+    "method": ("other=None", "Repo().work.in_session(session, other)", "Repo().work.in_session(session)"),
+    "method of the class": (
+        "other=None",
+        "Repo.work.in_session(Repo(), session, other)",
+        "Repo.work.in_session(Repo(), session)",
+    ),
+    "list": ("other", "work.in_session(session, [1, other])", "work.in_session(session, [1])"),
+}
+
+
+@pytest.mark.parametrize("case", IN_SESSION)
+async def test_another_session_for_in_session(snippets, case):
+    """The cure does not say that the function has a session of its own: it runs in the one that it was given."""
+    parameters, call, cured = IN_SESSION[case]
+    source = f"""{HEAD}
+@isolated_session(Session)
+async def work(session, {parameters}):
+    return (await session.execute(sqlalchemy.text("select 1"))).scalar()
+
+class Repo:
+    @isolated_session(Session)
+    async def work(self, session, {parameters}):
+        return (await session.execute(sqlalchemy.text("select 1"))).scalar()
+
+async def main():
+    session, other = outer(), outer()
+    guilty = {call}
+    return await guilty
+"""
+    error = await snippets.refusal(source)
+
+    words = (
+        "" if "[" in call else "  # and work() without a parameter for it: it runs in the session that is given first"
+    )
+    assert error.cure == cured + words
+    assert error.why.startswith("in_session() runs the function in the session that it is given")
+    if "Repo" not in call and "key" not in call:
+        assert await snippets.run(Reader(source, error.cure).apply()) == 1
+
+
+async def test_another_session_for_in_session_without_its_source(snippets):
+    """It is said there too."""
+    source = f"""{HEAD}
+@isolated_session(Session)
+async def work(session, *args): ...
+
+async def main():
+    arguments = outer(), [outer()]
+    return work.in_session(outer(), *arguments)
+"""
+    error = await snippets.refusal(source)
+
+    assert error.cure == (
+        "work.in_session(session, ...)  # without arg 1 and arg 2 -> [0]: it runs in the session that is given first"
+    )
+
+
+async def test_a_session_and_an_instance_are_cured_in_words(snippets):
+    """One is to be left out, and the other to be loaded again; in `in_session` there is a session already."""
+    source = f"""{HEAD}
+@isolated_session(Session)
+async def work(session, *args): ...
+
+async def main():
+    session = outer()
+    session.add(item := Item(name='a'))
+    return CALL
+"""
+
+    spawned = await snippets.refusal(source.replace("CALL", "scope.spawn(work, 1, item, session)"), InstancePassedError)
+    inside = await snippets.refusal(source.replace("CALL", "work.in_session(outer(), session, [item])"))
+
+    words = "work(...)  # without arg {}, and with a key in place of arg {}: "
+    assert spawned.cure == words.format(3, 2) + "the unit has a session of its own"
+    assert inside.cure == words.format(1, "2 -> [0]") + "it runs in the session that is given first"
+
+
+async def test_more_than_five_places_are_named_by_their_arguments(snippets):
+    """A list of a thousand sessions does not make an error of a thousand paths."""
+    error = await snippets.refusal(f"""{HEAD}
+@isolated_session(Session)
+async def work(session, *args): ...
+
+async def main():
+    arguments = [outer() for _ in range(6)], outer()
+    return work(*arguments)
+""")
+
+    assert error.cure == "work(...)  # without arg 2 and arg 1: the unit has a session of its own"
 
 
 async def test_a_coroutine_for_in_session(snippets):
@@ -885,6 +1218,17 @@ IN_OBJECT = (
 )
 LOAD = "  # in work(): item = await session.get(Item, item)"
 LOAD_ALL = "  # in work(): items = [await session.get(Item, key) for key in items]"
+TWO = (
+    "async def work(session, item, other):\n    assert item in session and other in session and item is not other\n"
+    "    return await one(session)\n"
+)
+IN_DICT_TWICE = (
+    "async def work(session, ctx):\n    item, other = ctx['item'], ctx['other']\n"
+    "    assert item in session and other in session and item is not other\n    return await one(session)\n"
+)
+IN_OBJECT_TWICE = IN_DICT_TWICE.replace("['item']", ".item").replace("['other']", ".other")
+VALUES = "async def work(session, values):\n    assert values['name'] == 'a'\n    return await one(session)\n"
+LOAD_BOTH = "  # in work(): await session.get(Item, ctx{}); await session.get(Item, ctx{})"
 LOAD_CTX_ITEM = "  # in work(): await session.get(Item, ctx.item)"
 CTX = "class Ctx:\n    item: Any"
 
@@ -947,6 +1291,71 @@ INSTANCES = {
         "scope.spawn(work, ctx)",
         ["scope.spawn(work, dataclasses.replace(ctx, item=ctx.item.id))" + LOAD_CTX_ITEM],
     ),
+    "two arguments": (
+        TWO,
+        "item, other = await stored(session)",
+        "scope.spawn(work, item, other=other)",
+        ["scope.spawn(work, item.id, other=other.id)" + LOAD + "; other = await session.get(Item, other)"],
+    ),
+    "one is expired": (
+        ALL,
+        "items = await stored(session)\nsession.expire(items[1])",
+        "scope.spawn(work, items)",
+        ["scope.spawn(work, [sqlalchemy.inspect(item).identity for item in items])" + LOAD_ALL],
+    ),
+    "one is pending": (
+        ALL,
+        "items = [(await stored(session))[0], Item(name='c')]\nsession.add(items[1])",
+        "scope.spawn(work, items)",
+        [
+            "await session.commit()  # before the call: the instance of Item has no row yet, and no key to pass",
+            "scope.spawn(work, [sqlalchemy.inspect(item).identity for item in items])" + LOAD_ALL,
+        ],
+    ),
+    "dict of two": (
+        IN_DICT_TWICE,
+        "item, other = await stored(session)\nctx = {'item': item, 'other': other}",
+        "scope.spawn(work, ctx)",
+        [
+            "scope.spawn(work, {**ctx, 'item': ctx['item'].id, 'other': ctx['other'].id})"
+            + LOAD_BOTH.format("['item']", "['other']")
+        ],
+    ),
+    "named tuple of two": (
+        IN_OBJECT_TWICE + "Ctx = collections.namedtuple('Ctx', 'item other')\n",
+        "ctx = Ctx(*(await stored(session)))",
+        "scope.spawn(work, ctx)",
+        ["scope.spawn(work, ctx._replace(item=ctx.item.id, other=ctx.other.id))" + LOAD_BOTH.format(".item", ".other")],
+    ),
+    "dataclass of two": (
+        IN_OBJECT_TWICE + f"\n@dataclasses.dataclass\n{CTX}\n    other: Any\n",
+        "ctx = Ctx(*(await stored(session)))",
+        "scope.spawn(work, ctx)",
+        [
+            "scope.spawn(work, dataclasses.replace(ctx, item=ctx.item.id, other=ctx.other.id))"
+            + LOAD_BOTH.format(".item", ".other")
+        ],
+    ),
+    "state": (
+        ONE,
+        "item = (await stored(session))[0]\nstate = sqlalchemy.inspect(item)",
+        "scope.spawn(work, state)",
+        ["scope.spawn(work, state.identity)" + LOAD],
+    ),
+    "states": (
+        ALL,
+        "items = await stored(session)\nstates = [sqlalchemy.inspect(item) for item in items]",
+        "scope.spawn(work, states)",
+        ["scope.spawn(work, [item.identity for item in states])" + LOAD_ALL],
+    ),
+    "variables": (
+        VALUES,
+        "item = (await stored(session))[0]",
+        "scope.spawn(work, vars(item))",
+        [
+            "scope.spawn(work, {key: value for key, value in vars(item).items() if key != '_sa_instance_state'})",
+        ],
+    ),
     "named tuple": (
         IN_OBJECT + "Ctx = collections.namedtuple('Ctx', 'item')\n",
         "ctx = Ctx((await stored(session))[0])",
@@ -975,11 +1384,51 @@ async def test_an_instance_is_loaded_again_by_its_key(snippets, case):
 
 GENERIC = {
     "mixed list": ("items = [(await stored(session))[0], 1]", "scope.spawn(work, items)", "arg 1 -> [0]"),
-    "deep": ("ctx = {'items': await stored(session)}", "scope.spawn(work, ctx)", "arg 1 -> ['items'][0]"),
+    "deep": ("ctx = {'items': (await stored(session))[:1]}", "scope.spawn(work, ctx)", "arg 1 -> ['items'][0]"),
     "odd key": ("ctx = {Item: (await stored(session))[0]}", "scope.spawn(work, ctx)", "arg 1 -> [<DeclarativeMeta>]"),
+    "deep, two": (
+        "ctx = {'items': await stored(session)}",
+        "scope.spawn(work, ctx)",
+        "arg 1 -> ['items'][0] and arg 1 -> ['items'][1]",
+    ),
+    "argument and list": (
+        "items = await stored(session)",
+        "scope.spawn(work, items[0], [items[1]])",
+        "arg 1 and arg 2 -> [0]",
+    ),
+    "of different depth": (
+        "items = await stored(session)\nctx = [items[0], [items[1]]]",
+        "scope.spawn(work, ctx)",
+        "arg 1 -> [0] and arg 1 -> [1][0]",
+    ),
+    "key and value": (
+        "items = await stored(session)\nctx = {items[0]: items[1]}",
+        "scope.spawn(work, ctx)",
+        "arg 1 -> [<Item>] and arg 1 -> .keys()",
+    ),
+    "a value, and another's key": (
+        "items = await stored(session)\nctx = {'a': items[1], items[0]: 1}",
+        "scope.spawn(work, ctx)",
+        "arg 1 -> ['a'] and arg 1 -> .keys()",
+    ),
+    "dict of six": (
+        "ctx = dict.fromkeys(range(6), (await stored(session))[0])",
+        "scope.spawn(work, ctx)",
+        "arg 1",
+    ),
+    "state in an object": (
+        "items = await stored(session)\nctx = types.SimpleNamespace(state=sqlalchemy.inspect(items[0]))",
+        "scope.spawn(work, ctx)",
+        "arg 1 -> .state",
+    ),
+    "what is dirty": (
+        "items = await stored(session)\nitems[0].name = 'c'",
+        "scope.spawn(work, session.dirty)",
+        "arg 1 -> {...}",
+    ),
     "dict key": ("ctx = {(await stored(session))[0]: 1}", "scope.spawn(work, ctx)", "arg 1 -> .keys()"),
     "list of another class": (
-        "class Items(list): ...\nitems = Items(await stored(session))",
+        "class Items(list): ...\nitems = Items((await stored(session))[:1])",
         "scope.spawn(work, items)",
         "arg 1 -> [0]",
     ),
@@ -1002,10 +1451,15 @@ async def test_an_instance_that_is_deeper_has_a_general_cure(snippets, case):
     await snippets.empty()
 
     error = await snippets.refusal(
-        f"{HEAD}{STORED}async def work(session, ctx): ...\n\nasync def main():\n    {lines}\n", InstancePassedError
+        f"{HEAD}{STORED}async def work(session, *ctx): ...\n\nasync def main():\n    {lines}\n", InstancePassedError
     )
 
-    assert error.cure == f"await session.get(Item, key)  # in work(), given the key of {path} in its place"
+    words = (
+        f"the keys of {path} in their place"
+        if " and " in path or "range(6)" in before
+        else f"the key of {path} in its place"
+    )
+    assert error.cure == f"await session.get(Item, key)  # in work(), given {words}"
 
 
 def test_a_key_of_several_columns():
@@ -1018,7 +1472,8 @@ def test_a_key_of_several_columns():
 
     pair = Pair(left=1, right=2)
     call = ast.parse("work(pair)", mode="eval").body
-    finding = Finding((Node("argument", 0, pair),), "work", 0, 1, "pair", is_needed=True, is_instance=True)
+    path = (Node("argument", 0, pair),)
+    finding = Finding((), (path,), "work", 0, 1, ("pair",), is_needed=True, in_session=False)
 
     cure = cure_for(finding, CallSite("app.py", 1, call, None))
 

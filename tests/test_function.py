@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import declarative_base
 from support import Item, session_maker
 
@@ -691,6 +691,27 @@ async def test_in_session_takes_instances_of_that_session_and_of_no_other(LiteSe
             rename.in_session(session, item)
 
     assert item.name == "c"
+
+
+async def test_in_session_takes_a_registry_and_instances_of_its_session(LiteSession):
+    """It passes for the session of this task, and is given to the body as it is."""
+    registry = async_scoped_session(LiteSession, scopefunc=asyncio.current_task)
+
+    @isolated_session(LiteSession)
+    async def rename(session: AsyncSession, item: Item, name: str):
+        item.name = name
+        return session
+
+    item = Item(name="a")
+    registry.add(item)
+    async with LiteSession() as other:
+        stranger = Item(name="b")
+        other.add(stranger)
+
+        assert await rename.in_session(registry, item, "c") is registry
+        with pytest.raises(InstancePassedError, match="another session"):
+            rename.in_session(registry, stranger, "c")
+    await registry.remove()
 
 
 async def test_in_session_of_methods():

@@ -384,6 +384,18 @@ def cyclic(session):
     return one
 
 
+def raised_from(cause):
+    error = ValueError("outer")
+    error.__cause__ = cause
+    return error
+
+
+def raised_beside(context):
+    error = ValueError("outer")
+    error.__context__ = context
+    return error
+
+
 def having(target, **attributes):
     target.__dict__.update(attributes)
     return target
@@ -402,6 +414,13 @@ SHAPES = {
     "frozenset": (lambda s: frozenset({s}), "{...}"),
     "dict value": (lambda s: {"ctx": s}, "['ctx']"),
     "dict key": (lambda s: {s: 1}, ".keys()"),
+    "default dict value": (lambda s: collections.defaultdict(list, a=s), "['a']"),
+    "default factory": (
+        lambda s: collections.defaultdict(closure_over(s)),
+        ".default_factory closure 'session'",
+    ),
+    "cause": (lambda s: raised_from(KeyError(s)), ".__cause__.args[0]"),
+    "context": (lambda s: raised_beside(raised_from(KeyError(s))), ".__context__.__cause__.args[0]"),
     "dataclass": (Data, ".other"),
     "frozen dataclass with slots": (FrozenSlots, ".other"),
     "attrs": (Attrs, ".other"),
@@ -944,6 +963,70 @@ async def test_an_instance_that_can_be_read_passes(ways, Keeping, make):
     await session.close()
 
 
+WAYS_TO_AN_INSTANCE = {
+    "its state": (lambda instance, _: sa.inspect(instance), "the state of an instance of Parent", ""),
+    "an attribute of its state": (
+        lambda instance, _: sa.inspect(instance).attrs.name,
+        "the state of an instance of Parent",
+        " -> .state",
+    ),
+    "its variables": (
+        lambda instance, _: vars(instance),
+        "the state of an instance of Parent",
+        " -> ['_sa_instance_state']",
+    ),
+    "the identity map": (
+        lambda _, session: session.identity_map,
+        "the state of an instance of Parent",
+        " -> ._dict[<tuple>]",
+    ),
+    "what is dirty": (lambda _, session: session.dirty, "an instance of Parent", " -> {...}"),
+    "what is new": (lambda _, session: session.new, "an instance of Child", " -> {...}"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_AN_INSTANCE)
+async def test_what_leads_to_an_instance_is_judged_as_it_is(ways, Keeping, way):
+    """State, variables and collections of a session: refused on their own and inside of others, but for its own."""
+    make, what, path = WAYS_TO_AN_INSTANCE[way]
+    parent, session = await attached(Keeping)
+    parent.name = "changed"
+    session.add(Child())
+    given = make(parent, session)
+
+    direct = ways.refused(given, kind=InstancePassedError)
+    nested = [ways.refused(each, kind=InstancePassedError).what for each in ([given], (given,), {"a": given})]
+
+    assert direct.what == f"plain() was given {what} that is attached to another session: arg 1{path}"
+    step = path.removeprefix(" -> ")
+    assert [each.partition("arg 1")[2] for each in nested] == [
+        f" -> [0]{step}",
+        f" -> [0]{step}",
+        f" -> ['a']{step}",
+    ]
+    check(Passed("f", (given,), {}, own=session))
+    await session.close()
+
+
+async def test_the_state_of_an_instance_that_is_expired_and_detached_is_refused(ways, Keeping):
+    """There is nothing left to read by it, as by the instance."""
+    parent, _ = await detached_and_expired(Keeping)
+
+    error = ways.refused(sa.inspect(parent), kind=InstancePassedError)
+
+    assert error.what.endswith("the state of an instance of Parent that is detached and expired: arg 1")
+
+
+async def test_what_leads_to_no_instance_of_a_session_passes(ways, Keeping):
+    """The state and the variables of detached and transient instances, and the collections of an empty session."""
+    parent, _ = await detached_and_loaded(Keeping)
+    session = Keeping()
+
+    await ways.accepted(
+        sa.inspect(parent), vars(parent), sa.inspect(Parent()), session.identity_map, session.new, session.dirty
+    )
+
+
 async def test_an_instance_is_found_behind_one_that_passes(ways, Keeping):
     """A transient parent whose child is attached; the collection's own bookkeeping is not looked into."""
     async with Keeping() as session:
@@ -1106,6 +1189,35 @@ async def test_the_session_of_in_session_may_be_passed(LiteSession):
             work.in_session(own, stranger)
 
 
+@pytest.mark.parametrize("kind", ["async registry", "sync registry", "session", "sync session"])
+async def test_what_in_session_is_given_is_known_for_its_session(LiteSession, kind):
+    """A registry stands for its current session: that and its instances may be passed, and no other."""
+    async with LiteSession() as own, LiteSession() as another:
+        given = {
+            "async registry": async_scoped_session(lambda: own, scopefunc=asyncio.current_task),
+            "sync registry": scoped_session(lambda: own.sync_session),
+            "session": own,
+            "sync session": own.sync_session,
+        }[kind]
+        item, stranger = Item(name="a"), Item(name="b")
+        own.add(item)
+        another.add(stranger)
+
+        check(Passed("f", (item, [own], own.sync_session), {}, own=given))
+        with pytest.raises(SessionPassedError):
+            check(Passed("f", (another,), {}, own=given))
+        with pytest.raises(InstancePassedError) as caught:
+            check(Passed("f", (stranger,), {}, own=given))
+
+    assert "unit has a session of its own" not in caught.value.cure
+
+
+async def test_a_double_for_a_session_makes_nothing_welcome(LiteSession):
+    """A unit test may give ``in_session`` anything; a session is refused all the same."""
+    with pytest.raises(SessionPassedError):
+        check(Passed("f", (LiteSession(),), {}, own=types.SimpleNamespace(sync_session=1)))
+
+
 async def test_sessions_of_a_scope_are_welcome(ways, LiteSession):
     """A scope, a view of it, a handle and an isolated function may be arguments, although they know sessions."""
 
@@ -1214,6 +1326,20 @@ async def test_a_session_past_the_budget_is_not_seen(LiteSession):
     with pytest.raises(SessionPassedError) as caught:
         check(Passed("f", ([session, *huge],), {}))
     assert caught.value.what.endswith("arg 1 -> [0]")
+
+
+async def test_a_session_behind_very_many_plain_attributes_is_not_seen(LiteSession):
+    """Ten of them count as one object, and one object gets half of the budget; one that stands before them is seen."""
+    session = LiteSession()
+    plain = {f"plain_{number}": number for number in range(6 * BUDGET)}
+
+    check(Passed("f", (types.SimpleNamespace(**plain, session=session),), {}))
+
+    few = dict(itertools.islice(plain.items(), 4 * BUDGET))
+    for given in (types.SimpleNamespace(session=session, **plain), types.SimpleNamespace(**few, session=session)):
+        with pytest.raises(SessionPassedError) as caught:
+            check(Passed("f", (given,), {}))
+        assert caught.value.what.endswith("arg 1 -> .session")
 
 
 async def test_a_huge_container_hides_no_other_argument(LiteSession):

@@ -429,6 +429,22 @@ LOCAL = threading.local()
 VARIABLE = contextvars.ContextVar("VARIABLE", default=1)
 
 
+def chained_error():
+    """As an application passes one on, to be stored: with what it was raised from, and what was handled meanwhile."""
+    try:
+        try:
+            {}["missing"]
+        except KeyError as inner:
+            raise ChainProperty("outer") from inner
+    except ChainProperty as outer:
+        return outer
+
+
+class ChainProperty(Exception):
+    __cause__ = property(counting("cause"))
+    __context__ = property(counting("context"))
+
+
 def generator():
     touched.append("generator")
     yield 1
@@ -522,6 +538,9 @@ INNOCENTS: dict[str, typing.Callable[[], typing.Any]] = {
     "typed named tuple": lambda: TypedNamed(1),
     "typed dict": lambda: Typed(first=1),
     "default dict": lambda: collections.defaultdict(counting("call"), a=[1]),
+    "default dict without a factory": lambda: collections.defaultdict(None, a=[1]),
+    "default dict with hooks": lambda: collections.defaultdict(Counting().__call__),
+    "chained error": chained_error,
     "ordered dict": lambda: collections.OrderedDict(a=[1]),
     "chain map": lambda: collections.ChainMap({"a": 1}, {}),
     "mapping proxy": lambda: types.MappingProxyType({"a": [1]}),
@@ -561,6 +580,8 @@ INNOCENTS: dict[str, typing.Callable[[], typing.Any]] = {
     "attrs": Attrs,
     "name that SQLAlchemy uses": lambda: types.SimpleNamespace(_sa_instance_state=Counting(), _sa_adapter=1),
     "transient instance": lambda: Parent(children=[Child()]),
+    "state of a transient instance": lambda: sa.inspect(Parent(children=[Child()])),
+    "collections of an empty session": lambda: (Session().identity_map, Session().new, Session().dirty),
     "transient mapped dataclass": MappedData,
     "abstract": Concrete,
     "generic alias": lambda: (list[int], dict[str, typing.Any], int | None),
@@ -730,6 +751,18 @@ async def test_nothing_is_loaded(statements, sqlite_engine):
     assert [dict(vars(instance)) for instance in loaded] == before
     assert "children" not in before[0]
     assert "deferred" not in before[2]
+
+
+async def test_an_error_of_the_database_passes(engine):
+    """It has the driver's as its cause, and statement and parameters; a handler may hand it on, to be stored."""
+    await reset(engine)
+    async with session_maker(engine)() as session:
+        session.add_all([Item(name="a"), Item(name="a")])
+        with pytest.raises(sa.exc.IntegrityError) as caught:
+            await session.flush()
+
+    assert caught.value.__cause__ is not None
+    assert looked_at(caught.value) == []
 
 
 async def test_a_sqlmodel_passes_unloaded(statements, sqlite_engine):

@@ -1421,7 +1421,7 @@ USES = {
     "spawn": (
         lambda scope, _handle: scope.spawn(answer),
         "answer was spawned",
-        "loop.call_soon_threadsafe(scope.spawn, answer)",
+        "loop.call_soon_threadsafe(scope.spawn, answer, ...)",
     ),
     "drain": (lambda scope, _handle: scope.drain(), "the scope was drained", LEAVE_IT),
     "aclose": (lambda scope, _handle: scope.aclose(), "the scope was left", LEAVE_IT),

@@ -6,10 +6,12 @@ import collections
 import functools
 import types
 
+import pydantic
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import declarative_base, relationship
 
+from sa_isolated_tasks import _holders
 from sa_isolated_tasks._holders import _snapshot, are_scalars, bases_of, is_scalar, stored_in
 from sa_isolated_tasks._walk import Node, walk
 
@@ -106,6 +108,81 @@ def test_scalars_use_up_the_budget():
     assert paths_to(leaf, [*range(600), leaf], budget=1_000) == []
 
 
+def with_attributes(count, leaf):
+    """An object with as many plain attributes, and *leaf* behind them."""
+    return types.SimpleNamespace(**{f"plain_{number}": number for number in range(count)}, leaf=leaf)
+
+
+def with_slots(count, leaf):
+    names = [f"plain_{number:04}" for number in range(count)]
+    made = type("Slotted", (), {"__slots__": (*names, "z_leaf")})()
+    for name in names:
+        setattr(made, name, 1)
+    made.z_leaf = leaf
+    return made
+
+
+def with_bases(count, leaf):
+    """An object whose class derives from as many others."""
+    cls = object
+    for _ in range(count):
+        cls = type("Deep", (cls,), {})
+    made = cls()
+    made.leaf = leaf
+    return made
+
+
+@pytest.mark.parametrize("make", [with_attributes, with_slots, with_bases])
+def test_ten_plain_attributes_or_classes_count_as_one_object(make):
+    """What stands behind so many of them that half of the budget is used up is not seen, and what is before, is."""
+    leaf = Leaf()
+
+    assert [node.value for node in walk([Node("argument", 0, make(490, leaf))], 100)][1:] == [leaf]
+    assert [node.value for node in walk([Node("argument", 0, make(510, leaf))], 100)][1:] == []
+
+
+@pytest.mark.parametrize(("make", "cost"), [(with_attributes, 10), (with_slots, 10), (with_bases, 10)])
+def test_plain_attributes_and_classes_use_up_the_budget_of_what_comes_next(make, cost):
+    """Of many objects with a hundred each, as many are read as the budget pays for."""
+    leaves = [Leaf() for _ in range(100)]
+    many = [make(100, leaf) for leaf in leaves]
+
+    seen = {id(value) for value in visited(many, budget=400)}
+
+    found = sum(id(leaf) in seen for leaf in leaves)
+    assert 0 < found <= (400 - len(many)) // cost
+
+
+class Bag(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda names: types.SimpleNamespace(**names), 500),
+        (lambda names: functools.partial(print, **names), 50),
+        (lambda names: Bag(**names), 500),
+    ],
+    ids=["attributes", "keywords of a partial", "extras of pydantic"],
+)
+def test_no_dict_is_copied_further_than_the_budget_goes(monkeypatch, make, most):
+    """A copy of a dict with a million names would take its time although most of it is never looked at."""
+    made = make({f"name_{number}": Leaf() for number in range(10_000)})
+    copied = []
+
+    def snapshot(iterate, value, room):
+        items = _snapshot(iterate, value, room)
+        copied.append(len(items))
+        return items
+
+    monkeypatch.setattr(_holders, "_snapshot", snapshot)
+
+    assert 40 < len(visited(made, budget=100)) <= 51
+
+    assert max(copied) == most
+
+
 def test_one_container_leaves_half_of_the_budget_to_the_others():
     """And the second one half of the rest."""
     leaf = Leaf()
@@ -146,7 +223,7 @@ def test_slots_of_every_base_are_read():
     sub.first, sub.second = "f", "s"
     Base.hidden.__set__(sub, "h")
 
-    assert dict(stored_in(sub, bases_of(sub))) == {"first": "f", "second": "s", "hidden": "h"}
+    assert dict(stored_in(sub, bases_of(sub), 10)) == {"first": "f", "second": "s", "hidden": "h"}
 
 
 def test_a_dict_with_names_that_are_no_text():

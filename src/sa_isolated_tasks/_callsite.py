@@ -6,11 +6,12 @@ import ast
 import inspect
 import itertools
 import linecache
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, cast
 
-__all__ = ["CallSite", "Source", "find_call", "innermost_line"]
+__all__ = ["CallSite", "Source", "copy_with", "find_call", "innermost_line"]
 
 _PACKAGE = __name__.partition(".")[0]
 _LIBRARIES = {"asyncio", "sqlalchemy"}
@@ -47,9 +48,10 @@ class CallSite(NamedTuple):
             return _UNKNOWN
         return self.frame.f_locals.get(expression.id, self.frame.f_globals.get(expression.id, _UNKNOWN))
 
-    def cut_out(self, unwanted: object, expression: ast.expr) -> ast.expr:
-        """A literal without what stands for *unwanted*; the same tree if there is nothing to cut."""
-        return cast("ast.expr", _Cutter(self, unwanted).visit(expression))
+    def cut_out(self, unwanted: Sequence[object], expression: ast.expr) -> tuple[ast.expr, int]:
+        """A literal without what stands for one of *unwanted*, and how many there were in it."""
+        cutter = _Cutter(self, unwanted)
+        return cast("ast.expr", cutter.visit(expression)), cutter.count
 
     def name_of(self, value: object) -> str | None:
         """The variable that stands for *value* at the call."""
@@ -60,10 +62,14 @@ class CallSite(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The call and its guilty argument, as the user has written them."""
+    """The call and its guilty arguments, as the user has written them."""
 
     call: ast.Call
-    argument: ast.expr
+    arguments: list[ast.expr]
+
+    @property
+    def argument(self) -> ast.expr:
+        return self.arguments[0]
 
     @property
     def text(self) -> str:
@@ -85,21 +91,23 @@ class Source(NamedTuple):
         return None if any(isinstance(arg, ast.Starred) for arg in call.args) else call
 
     def without(self) -> str:
-        return self._call_with(None)
+        return self._call_with([None] * len(self.arguments))
 
-    def having(self, expression: str | ast.expr) -> str:
-        return self._call_with(ast.parse(expression, mode="eval").body if isinstance(expression, str) else expression)
+    def having(self, *expressions: str | ast.expr) -> str:
+        """The call with these in place of the arguments."""
+        return self._call_with(
+            [ast.parse(new, mode="eval").body if isinstance(new, str) else new for new in expressions]
+        )
 
     def spawning(self, offset: int, call: ast.Call) -> str:
         """The call with another function and its arguments behind the *offset* - 1 first arguments."""
         args = [*self.call.args[: offset - 1], call.func, *call.args]
         return ast.unparse(ast.Call(self.call.func, args, call.keywords))
 
-    def _call_with(self, new: ast.expr | None) -> str:
-        args = [new if arg is self.argument else arg for arg in self.call.args]
-        pairs = [
-            (keyword.arg, new if keyword.value is self.argument else keyword.value) for keyword in self.call.keywords
-        ]
+    def _call_with(self, replaced: Sequence[ast.expr | None]) -> str:
+        new = dict(zip(self.arguments, replaced, strict=True))
+        args = [new.get(arg, arg) for arg in self.call.args]
+        pairs = [(keyword.arg, new.get(keyword.value, keyword.value)) for keyword in self.call.keywords]
         keywords = [ast.keyword(name, value) for name, value in pairs if value is not None]
         return ast.unparse(ast.Call(self.call.func, [arg for arg in args if arg is not None], keywords))
 
@@ -108,6 +116,23 @@ def _callee(call: ast.Call) -> str:
     if isinstance(call.func, ast.Attribute):
         return call.func.attr
     return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def copy_with(cls: type[Any], values: dict[str, str], source: str) -> str | None:
+    """A copy of the object with other values in some attributes, if its class has such a thing."""
+    pairs = ", ".join(f"{name!r}: {value}" for name, value in values.items())
+    if issubclass(cls, types.SimpleNamespace):
+        return f"type({source})(**{{**vars({source}), {pairs}}})"
+    fields: dict[str, Any] = inspect.getattr_static(cls, "__dataclass_fields__", {})
+    if all(name in fields and fields[name].init for name in values):
+        return f"dataclasses.replace({source}, {', '.join(f'{name}={value}' for name, value in values.items())})"
+    attributes = {each.name: each.alias for each in inspect.getattr_static(cls, "__attrs_attrs__", ()) if each.init}
+    if attributes.keys() >= values.keys():
+        return f"attrs.evolve({source}, {', '.join(f'{attributes[name]}={value}' for name, value in values.items())})"
+    # What pydantic calls private is no field, and is copied as it is.
+    if hasattr(cls, "model_copy") and not any(name.startswith("_") for name in values):
+        return f"{source}.model_copy(update={{{pairs}}})"
+    return None
 
 
 def find_call() -> CallSite:
@@ -158,9 +183,10 @@ def _running_call(frame: FrameType) -> ast.Call | None:
 
 
 class _Cutter(ast.NodeTransformer):
-    def __init__(self, site: CallSite, unwanted: object) -> None:
+    def __init__(self, site: CallSite, unwanted: Sequence[object]) -> None:
         self._site = site
         self._unwanted = unwanted
+        self.count = 0
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
@@ -185,4 +211,7 @@ class _Cutter(ast.NodeTransformer):
         return node if values == node.values else ast.Dict([key for key, _ in pairs], values)
 
     def _is_unwanted(self, node: ast.expr) -> bool:
-        return self._site.value_of(node) is self._unwanted
+        value = self._site.value_of(node)
+        is_unwanted = any(value is each for each in self._unwanted)
+        self.count += is_unwanted
+        return is_unwanted

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sa_isolated_tasks._call import run_call
 from sa_isolated_tasks._factory import SessionFactory
-from sa_isolated_tasks._guard import Passed, check, check_call
+from sa_isolated_tasks._guard import Passed, check, check_call, is_harmless
 from sa_isolated_tasks._signature import Shape, carries, is_a, name_of, refuse_taken
 from sa_isolated_tasks._types import Factory, Guard, Welcome
 from sa_isolated_tasks._unit import Unit
@@ -182,9 +182,7 @@ class IsolatedFunction(Isolated, Generic[P, R_co]):
             InstancePassedError: an argument is, or holds, an instance of another session.
             TypeError: the arguments do not fit the signature.
         """
-        given: Any = session  # a unit test may pass a double
-        own = given.sync_session if is_a(given, AsyncSession) else None
-        check(Passed(self.__name__, args, kwargs, own=own))
+        check(Passed(self.__name__, args, kwargs, own=session), signature=self.__signature__)
         return self.__isolated__.fn(*self.__bound__, session, *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -245,15 +243,16 @@ def prepare(
     """
     declaration, bound = fn.__isolated__, fn.__bound__
     body, shape = declaration.fn, declaration.shape
-    owner: Any = None
-    if bound:
-        owner = types.MethodType(body, bound[0])
-    elif carries(body):
-        owner = body
     # First: a session in the place of the factory is that, and not just any session in the object.
     factory = declaration.factory_for(bound)
-    check_call(Passed(fn.__name__, args, kwargs, owner, offset), shape, fn.__signature__, guard)
-    refuse_taken(shape, fn.__name__, kwargs)
+    if bound or not is_harmless(body, args, kwargs, shape):
+        owner: Any = None
+        if bound:
+            owner = types.MethodType(body, bound[0])
+        elif carries(body):
+            owner = body
+        check_call(Passed(fn.__name__, args, kwargs, owner, offset), shape, fn.__signature__, guard)
+        refuse_taken(shape, fn.__name__, kwargs)
     factory.check_isolation()
     return Unit(factory, body, args, kwargs, before=bound, timeout=timeout)
 

@@ -2,15 +2,16 @@
 What may be passed to a unit: checked at the call, before anything starts.
 
 What the walk cannot see: context variables, thread locals, module globals, class attributes, the variables of a
-generator that has begun, what C objects other than Python's own containers keep to themselves, what a mock remembers,
-and what lies past the budget. Those are for the error that a shared session raises while it is in use.
+generator or coroutine that has begun, what is held weakly (``weakref.ref``, ``WeakSet``, ``WeakValueDictionary``), what
+C objects other than Python's own containers keep to themselves, what a mock remembers, and what lies past the budget.
+Those are for the error that a shared session raises while it is in use.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,11 +29,11 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.orm.state import InstanceState
 
 from sa_isolated_tasks._callsite import find_call
-from sa_isolated_tasks._cure import Finding, cure_for
+from sa_isolated_tasks._cure import cure_for
 from sa_isolated_tasks._holders import are_scalars, bases_of, is_scalar
-from sa_isolated_tasks._signature import Shape
+from sa_isolated_tasks._signature import Shape, carries
 from sa_isolated_tasks._types import Guard
-from sa_isolated_tasks._walk import Node, walk
+from sa_isolated_tasks._walk import Finding, Node, text_of, walk
 from sa_isolated_tasks._watch import Phase, phase_of
 from sa_isolated_tasks.exceptions import (
     ClosedSessionError,
@@ -42,7 +43,7 @@ from sa_isolated_tasks.exceptions import (
     SessionPassedError,
 )
 
-__all__ = ["BUDGET", "OWNER_BUDGET", "Passed", "check", "check_call"]
+__all__ = ["BUDGET", "OWNER_BUDGET", "Passed", "check", "check_call", "is_harmless"]
 
 BUDGET = 10_000
 """How many objects are looked at in the arguments of one call."""
@@ -56,7 +57,8 @@ class Passed(NamedTuple):
 
     *name* is the function's; *owner* the function itself, bound to its object if it is a method, where something may
     hide in it; *offset* how many arguments stand before the function's own in the source of the call
-    (``spawn(fn, ...)``: one); *own* a session which may be passed, and its instances too, for ``in_session``.
+    (``spawn(fn, ...)``: one); *own* a session which may be passed, and its instances too, for ``in_session``, or a
+    registry whose current session that is; anything else is a double of a test's.
     """
 
     name: str
@@ -64,7 +66,14 @@ class Passed(NamedTuple):
     kwargs: dict[str, Any]
     owner: Any = None
     offset: int = 0
-    own: Session | None = None
+    own: Any = None
+
+
+def is_harmless(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Shape) -> bool:
+    """Whether `check_call` would find nothing, as far as that is known at once: of most calls, in half of the time."""
+    count = len(args)
+    fits = not kwargs and shape.required <= count and (shape.positional is None or count <= shape.positional)
+    return fits and not carries(fn) and are_scalars(args)
 
 
 def check_call(passed: Passed, shape: Shape, signature: inspect.Signature, guard: Guard) -> None:
@@ -127,11 +136,22 @@ def check(passed: Passed, guard: Guard = "raise", signature: inspect.Signature |
         return
     suspects = [Node("argument", index, arg) for index, arg in enumerate(passed.args) if not is_scalar(arg)]
     suspects += [Node("argument", name, arg) for name, arg in passed.kwargs.items() if not is_scalar(arg)]
-    verdict = _first_verdict(suspects, BUDGET, passed.own)
-    if verdict is None and passed.owner is not None:
-        verdict = _first_verdict([Node("owner", passed.name, passed.owner)], OWNER_BUDGET, passed.own)
-    if verdict is not None:
-        _refuse(verdict, passed, guard, signature)
+    own = _session_of(passed.own)
+    verdicts = _verdicts(suspects, BUDGET, own)
+    first = next(verdicts, None)
+    if first is None and passed.owner is not None:
+        verdicts = _verdicts([Node("owner", passed.name, passed.owner)], OWNER_BUDGET, own)
+        first = next(verdicts, None)
+    if first is not None:
+        # The others are only looked for when there is one, for the cure.
+        _refuse(first, [first, *verdicts], passed, guard, signature)
+
+
+def _session_of(own: Any) -> Session | None:
+    is_registry = issubclass(type(own), async_scoped_session | scoped_session)
+    given: object = own() if is_registry else own
+    session = given.sync_session if isinstance(given, AsyncSession) else given
+    return session if isinstance(session, Session) else None
 
 
 _Judged: TypeAlias = tuple[str, type[IsolatedTasksError]]
@@ -143,35 +163,56 @@ class _Verdict(NamedTuple):
     error: type[IsolatedTasksError]
 
 
-def _first_verdict(roots: list[Node], budget: int, own: Session | None) -> _Verdict | None:
-    for node in walk(roots, budget):
+def _verdicts(roots: list[Node], budget: int, own: Session | None) -> Iterator[_Verdict]:
+    """On every place of what must not be passed, the nearest one first."""
+    guilty: dict[int, object] = {}
+    for node in walk(roots, budget, guilty):
         judged = _judge(node.value, own)
         if judged is not None:
-            return _Verdict(node, *judged)
-    return None
+            guilty[id(node.value)] = node.value
+            yield _Verdict(node, *judged)
 
 
-def _refuse(verdict: _Verdict, passed: Passed, guard: Guard, signature: inspect.Signature | None) -> None:
+_WHY_IN_SESSION = (
+    "in_session() runs the function in the session that it is given, and in one transaction; another session has a "
+    "transaction of its own"
+)
+
+
+def _refuse(
+    first: _Verdict, verdicts: list[_Verdict], passed: Passed, guard: Guard, signature: inspect.Signature | None
+) -> None:
     site = find_call()
-    path = verdict.node.path()
-    parameter = _parameter_of(path[0], signature)
-    finding = Finding(
-        path=path,
-        function=passed.name,
-        offset=passed.offset,
-        positional=len(passed.args),
-        parameter=parameter,
-        is_needed=bool(parameter) and signature is not None and _is_needed(path[0].key, passed, signature),
-        is_instance=verdict.error is InstancePassedError,
-    )
-    error = verdict.error(
-        f"{passed.name}() was given {verdict.what}: {finding.text}",
+    finding = _finding(verdicts, passed, signature, in_session=passed.own is not None or site.callee == "in_session")
+    error = first.error(
+        f"{passed.name}() was given {first.what}: {text_of(first.node.path())}",
         where=str(site),
+        why=_WHY_IN_SESSION if finding.in_session and first.error is not InstancePassedError else "",
         cure=cure_for(finding, site),
     )
     if guard == "raise":
         raise error
     warnings.warn_explicit(str(error), IsolatedTasksWarning, site.filename, site.lineno)
+
+
+def _finding(
+    verdicts: list[_Verdict], passed: Passed, signature: inspect.Signature | None, *, in_session: bool
+) -> Finding:
+    paths = [verdict.node.path() for verdict in verdicts]
+    are_instances = [verdict.error is InstancePassedError for verdict in verdicts]
+    roots = {id(path[0]): path[0] for path in paths}.values()
+    parameters = tuple(_parameter_of(root, signature) for root in roots)
+    keys = [root.key for root in roots]
+    return Finding(
+        paths=tuple(path for path, is_instance in zip(paths, are_instances, strict=True) if not is_instance),
+        instances=tuple(path for path, is_instance in zip(paths, are_instances, strict=True) if is_instance),
+        function=passed.name,
+        offset=passed.offset,
+        positional=len(passed.args),
+        parameters=parameters,
+        is_needed=any(parameters) and signature is not None and _are_needed(keys, passed, signature),
+        in_session=in_session,
+    )
 
 
 def _parameter_of(root: Node, signature: inspect.Signature | None) -> str:
@@ -188,13 +229,14 @@ def _parameter_of(root: Node, signature: inspect.Signature | None) -> str:
 _NO_POSITION = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
-def _is_needed(key: int | str, passed: Passed, signature: inspect.Signature) -> bool:
-    """Whether the function has a place for the argument, so that the call is another one without it."""
+def _are_needed(keys: list[int | str], passed: Passed, signature: inspect.Signature) -> bool:
+    """Whether the function has places for the arguments, so that the call is another one without them."""
     if _problem_with(passed, signature):
         return False
-    args = tuple(arg for index, arg in enumerate(passed.args) if index != key)
-    kwargs = {name: arg for name, arg in passed.kwargs.items() if name != key}
-    moves_others = isinstance(key, int) and key < len(args)
+    kept = [index for index in range(len(passed.args)) if index not in keys]
+    args = tuple(passed.args[index] for index in kept)
+    kwargs = {name: arg for name, arg in passed.kwargs.items() if name not in keys}
+    moves_others = kept != list(range(len(kept)))
     return moves_others or bool(_problem_with(passed._replace(args=args, kwargs=kwargs), signature))
 
 
@@ -215,14 +257,19 @@ def _judge_instance(value: Any, own: Session | None) -> _Judged | None:
         return None
     if not issubclass(type(state), InstanceState):
         return None
+    return _judge_by_state(f"an instance of {type(value).__name__}", state, own)
+
+
+def _judge_state(value: InstanceState[Any], own: Session | None) -> _Judged | None:
+    """What ``sqlalchemy.inspect(instance)`` gives; it leads to the session as the instance does."""
+    return _judge_by_state(f"the state of an instance of {value.class_.__name__}", value, own)
+
+
+def _judge_by_state(what: str, state: InstanceState[Any], own: Session | None) -> _Judged | None:
     session = state.session
-    if session is None and not state.expired:
-        return None
     if session is None:
-        return f"an instance of {type(value).__name__} that is detached and expired", InstancePassedError
-    if session is own:
-        return None
-    return f"an instance of {type(value).__name__} that is attached to another session", InstancePassedError
+        return (f"{what} that is detached and expired", InstancePassedError) if state.expired else None
+    return None if session is own else (f"{what} that is attached to another session", InstancePassedError)
 
 
 def _judge_session(value: AsyncSession | Session, own: Session | None) -> _Judged | None:
@@ -294,6 +341,7 @@ _JUDGES: dict[int, _Judge] = {
         (_judge_transaction, (Transaction, SessionTransaction)),
         (_judge_async_transaction, (AsyncTransaction, AsyncSessionTransaction)),
         (_judge_result, (Result, FilterResult)),
+        (_judge_state, (InstanceState,)),
     )
     for cls in classes
 }

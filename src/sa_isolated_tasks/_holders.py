@@ -27,7 +27,7 @@ import threading
 import types
 import uuid
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeAlias, cast
@@ -94,7 +94,7 @@ def children_of(value: object, room: int) -> Iterator[Child]:
     reader = next((_READERS[id(base)] for base in bases if id(base) in _READERS), None)
     if reader is not None:
         yield from reader(value, room)
-    yield from _attributes_of(value, bases)
+    yield from _attributes_of(value, bases, room)
 
 
 def flat_items_of(value: object, room: int) -> list[Any] | None:
@@ -119,11 +119,22 @@ def _is_asgi_application(bases: tuple[_Class, ...]) -> bool:
 _COLLECTION_ADAPTER = "_sa_adapter"
 
 
-def _attributes_of(value: object, bases: tuple[_Class, ...]) -> Iterator[Child]:
+_CHEAP = 10
+"""So many classes and plain attributes cost about as much as one object that is looked at, and count as one."""
+_CHEAP_ONES: Child = ("attribute", "", None)
+
+
+def _attributes_of(value: object, bases: tuple[_Class, ...], room: int) -> Iterator[Child]:
     """What stands in ``__dict__`` and slots, but for what a class names in ``__isolated_tasks_ignore__``."""
     ignored: set[str] | None = None
-    for name, child in stored_in(value, bases):
+    cheap = len(bases) % _CHEAP
+    yield from itertools.repeat(_CHEAP_ONES, len(bases) // _CHEAP)
+    for name, child in stored_in(value, bases, room * _CHEAP):
         if is_scalar(child) or type(name) is not str or name == _COLLECTION_ADAPTER:
+            cheap += 1
+            if cheap == _CHEAP:
+                cheap = 0
+                yield _CHEAP_ONES
             continue
         if ignored is None:
             ignored = _ignored_by(bases)
@@ -131,30 +142,30 @@ def _attributes_of(value: object, bases: tuple[_Class, ...]) -> Iterator[Child]:
             yield "attribute", name, child
 
 
-def stored_in(value: object, bases: tuple[_Class, ...]) -> Iterator[tuple[str, Any]]:
-    """The names and values of the attributes that the object itself holds."""
+def stored_in(value: object, bases: tuple[_Class, ...], room: int) -> Iterator[tuple[str, Any]]:
+    """The names and values of the attributes that the object itself holds; of those in a dict, the first ones."""
     for members in map(_members_of, bases):
         descriptor = members.get("__dict__")
         # Anything else of that name is the user's own.
         if type(descriptor) is types.GetSetDescriptorType or type(descriptor) is types.MemberDescriptorType:
-            yield from _snapshot(_dict_items, descriptor.__get__(value), sys.maxsize)
+            yield from _snapshot(_dict_items, descriptor.__get__(value), room)
         if "__slots__" in members:
             for name, member in members.items():
                 if type(member) is types.MemberDescriptorType and name != "__dict__":
-                    yield from _slot(name, member, value)
+                    yield from _slot(name, member, value, room)
 
 
 # Pydantic keeps these apart from `__dict__`; for its users they are attributes like the others.
 _BAGS = ("__pydantic_private__", "__pydantic_extra__")
 
 
-def _slot(name: str, member: types.MemberDescriptorType, value: object) -> Iterator[tuple[str, Any]]:
+def _slot(name: str, member: types.MemberDescriptorType, value: object, room: int) -> Iterator[tuple[str, Any]]:
     try:
         child = member.__get__(value)
     except AttributeError:  # an empty slot
         return
     if name in _BAGS and type(child) is dict:
-        yield from list(cast("dict[str, Any]", child).items())
+        yield from _snapshot(_dict_items, cast("dict[str, Any]", child), room)
     else:
         yield name, child
 
@@ -225,14 +236,22 @@ def _referents(value: object, _room: int) -> Iterator[Child]:
     return (("iterator", name, item) for item in gc.get_referents(value))
 
 
+def _default_dict(value: defaultdict[Any, Any], room: int) -> Iterator[Child]:
+    yield "factory", "default_factory", _factory_of(value)
+    yield from _dict(value, room)
+
+
 def _exception(value: BaseException, _room: int) -> Iterator[Child]:
-    return (("partial", index, item) for index, item in enumerate(_args_of(value)))
+    for index, item in enumerate(_args_of(value)):
+        yield "partial", index, item
+    for name, read in _CHAIN.items():
+        yield "chained", name, read(value)
 
 
-def _partial(value: functools.partial[Any], _room: int) -> Iterator[Child]:
+def _partial(value: functools.partial[Any], room: int) -> Iterator[Child]:
     for index, item in enumerate(value.args):
         yield "partial", index, item
-    for name, item in list(value.keywords.items()):
+    for name, item in _snapshot(_dict_items, value.keywords, room):
         yield "partial", name, item
     yield "attribute", "func", value.func
 
@@ -307,7 +326,15 @@ _WRAPPERS: list[Any] = [
 ]
 _plain_tuple = _in_order(vars(tuple)["__iter__"])
 _dict_items: _Iterate = vars(dict)["items"]
+_dict = _by_key(_dict_items)
+_factory_of: Callable[[Any], Any] = vars(defaultdict)["default_factory"].__get__
 _args_of: _Iterate = vars(BaseException)["args"].__get__
+_CHAIN: dict[str, Callable[[Any], Any]] = {
+    name: vars(BaseException)[name].__get__ for name in ("__cause__", "__context__")
+}
+# What `session.new` and `session.dirty` are; from SQLAlchemy 2.0 on it is compiled, and shows no attribute.
+_IdentitySet: Any = type(Session().new)
+_identity_set = _without_order(_IdentitySet.__iter__)
 _READERS: dict[int, _Reader] = {
     **dict.fromkeys(map(id, _WRAPPERS), _referents),
     id(list): _in_order(vars(list)["__iter__"]),
@@ -316,7 +343,8 @@ _READERS: dict[int, _Reader] = {
     id(Row): _in_order(_ROW.__iter__),
     id(set): _without_order(vars(set)["__iter__"]),
     id(frozenset): _without_order(vars(frozenset)["__iter__"]),
-    id(dict): _by_key(_dict_items),
+    id(defaultdict): _default_dict,
+    id(dict): _dict,
     id(RowMapping): _by_key(RowMapping.items),
     id(BaseException): _exception,
     id(functools.partial): _partial,
@@ -344,4 +372,7 @@ _FLAT: dict[int, Callable[[Any, int], list[Any]]] = {
     **{id(cls): _items_of(vars(cls)["__iter__"]) for cls in (list, tuple, set, frozenset, deque)},
 }
 # These hold nothing else, unless a class is derived from them.
-_PLAIN: dict[int, _Reader] = {id(cls): _READERS[id(cls)] for cls in (list, tuple, dict, set, frozenset, deque)}
+_PLAIN: dict[int, _Reader] = {
+    **{id(cls): _READERS[id(cls)] for cls in (list, tuple, dict, set, frozenset, deque)},
+    id(_IdentitySet): _identity_set,
+}

@@ -327,7 +327,7 @@ class TaskScope(Spawner):
         runner, state = self._runner, self._state
         if runner is not None and (state is _State.OPEN or state is _State.DRAINING):
             if not anywhere and not runner.is_here():
-                runner.require_loop(f"{name} was spawned", f"loop.call_soon_threadsafe(scope.spawn, {name})")
+                runner.require_loop(f"{name} was spawned", f"loop.call_soon_threadsafe(scope.spawn, {name}, ...)")
             if state is _State.OPEN:
                 return runner
             seat = current_seat.get()

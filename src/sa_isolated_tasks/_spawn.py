@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, overload
 
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from sa_isolated_tasks._after_commit import parent_transaction_of
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._function import IsolatedFunction, as_isolated, isolated_under, prepare
-from sa_isolated_tasks._guard import Passed, check, check_call
+from sa_isolated_tasks._guard import Passed, check, check_call, is_harmless
 from sa_isolated_tasks._handle import Entry, TaskHandle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._signature import (
@@ -26,6 +26,7 @@ from sa_isolated_tasks._signature import (
     carries,
     check_body,
     identifier_of,
+    is_a,
     name_of,
     read_shape,
     refuse_taken,
@@ -93,7 +94,7 @@ class Spawning:
     def spawn(
         self, options: Options, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
     ) -> TaskHandle[Any]:
-        entry = self._entry(options, _Call(fn, args, kwargs, offset=1), frame)
+        entry = self._entry(options, fn, args, kwargs, frame, offset=1)
         entry.runner.submit(entry)
         return TaskHandle(entry)
 
@@ -107,16 +108,40 @@ class Spawning:
         frame: FrameType,
     ) -> TaskHandle[Any]:
         parent_session = _session_in_transaction(session, fn)
-        entry = self._entry(options, _Call(fn, args, kwargs, offset=2), frame)
+        entry = self._entry(options, fn, args, kwargs, frame, offset=2)
         parent = parent_transaction_of(parent_session)
         entry.runner.wait_for_commit(entry, parent)
         parent.add(entry, parent_session.get_nested_transaction())
         return TaskHandle(entry)
 
-    def _entry(self, options: Options, call: _Call, frame: FrameType) -> Entry:
+    def _entry(
+        self,
+        options: Options,
+        fn: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        frame: FrameType,
+        *,
+        offset: int,
+    ) -> Entry:
         # The hook of a commit may run in a worker thread, and so may what is registered for it.
-        anywhere = call.offset > 1
-        shape = self._known_shape_of(call.fn)
+        anywhere = offset > 1
+        shape = self._known_shape_of(fn)
+        if shape is not None and is_harmless(fn, args, kwargs, shape):
+            name = name_of(fn)
+            runner = self._admit(name, anywhere)
+            unit: Unit[Any] = Unit(self._factory, fn, args, kwargs, timeout=options.timeout)
+        else:
+            call = _Call(fn, args, kwargs, offset)
+            name, runner, unit = self._looked_at(options, call, shape, anywhere=anywhere)
+        context = contextvars.copy_context() if options.context == "copy" else contextvars.Context()
+        line = (frame.f_code.co_filename, frame.f_lineno)
+        return Entry(runner, options.name or name, next(self._numbers), unit, context, line)
+
+    def _looked_at(
+        self, options: Options, call: _Call, shape: Shape | None, *, anywhere: bool
+    ) -> tuple[str, Runner, Unit[Any]]:
+        """Name, runner and unit of a call that may be wrong."""
         isolated = None
         if shape is None:
             call = _unwrapped(call)
@@ -126,16 +151,13 @@ class Spawning:
                 check_body(call.fn)
             name = name_of(call.fn)
             runner = self._admit(name, anywhere)
-            unit = self._plain_unit(options, call, name, shape)
-        else:
-            name = isolated.__qualname__
-            runner = self._admit(name, anywhere)
-            unit = prepare(
-                isolated, call.args, call.kwargs, offset=call.offset, guard=options.guard, timeout=options.timeout
-            )
-        context = contextvars.copy_context() if options.context == "copy" else contextvars.Context()
-        line = (frame.f_code.co_filename, frame.f_lineno)
-        return Entry(runner, options.name or name, next(self._numbers), unit, context, line)
+            return name, runner, self._plain_unit(options, call, name, shape)
+        name = isolated.__qualname__
+        runner = self._admit(name, anywhere)
+        unit = prepare(
+            isolated, call.args, call.kwargs, offset=call.offset, guard=options.guard, timeout=options.timeout
+        )
+        return name, runner, unit
 
     def _plain_unit(self, options: Options, call: _Call, name: str, shape: Shape | None) -> Unit[Any]:
         fn, args, kwargs, offset = call
@@ -174,10 +196,12 @@ def _session_in_transaction(session: Any, fn: Any) -> Session:
     sync = session.sync_session if isinstance(session, AsyncSession) else session
     name = identifier_of(fn)
     if not isinstance(sync, Session):
+        # A registry has to be called: it may be a session of another task when the commit comes.
+        given = "registry()" if is_a(session, async_scoped_session, scoped_session) else "session"
         raise DeclarationError(
             f"spawn_after_commit was given a {type(session).__name__} in place of a session",
             why="its first argument is the session whose commit the unit waits for",
-            cure=f"scope.spawn_after_commit(session, {name}, ...)",
+            cure=f"scope.spawn_after_commit({given}, {name}, ...)",
         )
     if not sync.in_transaction():
         raise NoTransactionError(
