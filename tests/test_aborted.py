@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from support import Item, reset, session_maker
 
-from sa_isolated_tasks import AbortedTransactionError, Outcome, TaskScope, TaskState, isolated_session
+from sa_isolated_tasks import AbortedTransactionError, Outcome, TaskScope, TaskState, _aborted, isolated_session
 
 
 def insert(name="a"):
@@ -213,3 +215,143 @@ async def test_a_unit_that_catches_a_deadlock_fails(server, make_engine):
     assert [type(handle.exception()) for handle in failed] == [AbortedTransactionError]
     assert len(set(amounts)) == 1
     assert "eadlock" in str(failed[0].exception())
+
+
+async def test_an_error_while_rows_are_streamed_counts(postgresql_engine, names_in_table):
+    """asyncpg's fails in a fetch, which SQLAlchemy hands on without a word of its own."""
+
+    async def work(session):
+        await session.execute(insert())
+        with pytest.raises(Exception, match="division by zero"):
+            async for _ in await session.stream(sa.text("select 1 / (3000 - x) from generate_series(1, 5000) x")):
+                pass
+
+    async with TaskScope(session_maker(postgresql_engine), name="t", limit=1) as scope:
+        handle = scope.spawn(work)
+
+    assert isinstance(handle.exception(), AbortedTransactionError)
+    assert (handle.outcome, await names_in_table(postgresql_engine)) == (Outcome.ROLLED_BACK, [])
+
+
+# How SQLite takes a transaction back.
+TAKING_BACK = {
+    "on conflict rollback": ("create table taken (name text constraint one unique on conflict rollback)",),
+    "raise(rollback)": (
+        "create table taken (name text)",
+        """
+        create trigger taking before insert on taken when exists (select * from taken)
+        begin select raise(rollback, 'no'); end
+        """,
+    ),
+}
+
+
+@pytest.fixture(params=TAKING_BACK)
+async def taking(request, sqlite_engine):
+    """A table that takes one row, and for a second takes back all that was written."""
+    async with sqlite_engine.begin() as connection:
+        for statement in TAKING_BACK[request.param]:
+            await connection.execute(sa.text(statement))
+    yield sa.text("insert into taken values ('a')")
+    async with sqlite_engine.begin() as connection:
+        await connection.execute(sa.text("drop table taken"))
+
+
+async def test_what_sqlite_has_taken_back_is_not_committed(taking, sqlite_engine, LiteSession, names_in_table):
+    """After the error a new transaction begins by itself, and would be committed without the first row."""
+
+    async def work(session):
+        await session.execute(insert("first"))
+        for _ in range(2):
+            with contextlib.suppress(IntegrityError):
+                await session.execute(taking)
+        await session.execute(insert("last"))
+
+    async with TaskScope(LiteSession, name="t") as scope:
+        handle = scope.spawn(work)
+
+    error = handle.exception()
+    assert isinstance(error, AbortedTransactionError)
+    assert ("IntegrityError" in error.what, "run it again" in error.cure) == (True, True)
+    assert (handle.outcome, await names_in_table(sqlite_engine)) == (Outcome.ROLLED_BACK, [])
+
+
+async def test_what_waits_for_a_commit_that_sqlite_has_taken_back_is_dropped(taking, LiteSession):
+    """The rows are not there."""
+    async with TaskScope(LiteSession, name="t") as scope, LiteSession() as parent, parent.begin():
+        await parent.execute(taking)
+        with contextlib.suppress(IntegrityError):
+            await parent.execute(taking)
+        handle = scope.spawn_after_commit(parent, names_of)
+
+    assert handle.state is TaskState.DROPPED
+
+
+@pytest.mark.parametrize("first", ["insert into nowhere values (1)", "select * from nowhere"])
+async def test_an_error_with_nothing_written_takes_nothing_back(sqlite_engine, LiteSession, names_in_table, first):
+    """SQLite has not begun a transaction by then, nor lost one."""
+
+    async def work(session):
+        with pytest.raises(DBAPIError):
+            await session.execute(sa.text(first))
+        await session.execute(insert())
+
+    async with TaskScope(LiteSession, name="t") as scope:
+        handle = scope.spawn(work)
+
+    assert handle.exception() is None
+    assert await names_in_table(sqlite_engine) == ["a"]
+
+
+async def test_an_interrupted_statement_takes_back_what_was_written(sqlite_engine, LiteSession, names_in_table):
+    """This package interrupts a statement of SQLite when half of the patience is over: the rest is not committed."""
+    loop, deadline = asyncio.get_running_loop(), asyncio.timeout(None)
+
+    @event.listens_for(sqlite_engine.sync_engine, "connect")
+    def _register(connection, _record):
+        connection.run_async(lambda driver: driver.create_function("begun", 0, begun))
+
+    def begun():
+        loop.call_soon_threadsafe(deadline.reschedule, loop.time())
+
+    numbers = "with recursive n(x) as (select begun() union all select 1 from n)"
+    endless = sa.text(f"insert into items (name) {numbers} select 'n' from n where x < 0")
+
+    async def work(session):
+        await session.execute(insert("first"))
+        with contextlib.suppress(DBAPIError, TimeoutError):
+            async with deadline:
+                await session.execute(endless)
+        await session.execute(insert("last"))
+
+    await sqlite_engine.dispose()  # the connections that do not know the function
+    async with TaskScope(LiteSession, name="t", cancel_timeout=1) as scope:
+        handle = scope.spawn(work)
+
+    assert isinstance(handle.exception(), AbortedTransactionError)
+    assert (handle.outcome, await names_in_table(sqlite_engine)) == (Outcome.ROLLED_BACK, [])
+
+
+async def test_nothing_is_kept_of_connections_that_are_gone(sqlite_engine, LiteSession):
+    """A process may begin any number of transactions."""
+    async with TaskScope(LiteSession, name="t") as scope:
+        for number in range(3):
+            scope.spawn(insert_one, f"n{number}")
+    gc.collect()
+
+    assert not _aborted._written_before
+
+
+async def insert_one(session, name):
+    await session.execute(insert(name))
+
+
+def test_an_error_of_a_connection_that_was_given_up_is_none(tmp_path):
+    """It has no driver to be asked; nor has what was no error, such as a cancellation."""
+    with sa.create_engine(f"sqlite:///{tmp_path}/own.db").connect() as connection:
+        connection.invalidate()
+
+        _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
+        _aborted._note(SimpleNamespace(connection=connection, original_exception=asyncio.CancelledError()))
+
+        assert not _aborted._errors

@@ -158,17 +158,21 @@ async def test_the_rows_of_a_closed_session_are_not_kept(LiteSession):
     assert phase_of(session.sync_session) is Phase.CLOSED
 
 
-async def test_a_copied_info_is_not_a_copied_record(sqlite_engine):
-    """``info`` of one session is given to another, as request ids are: each has a record of its own."""
+async def test_what_becomes_of_info_is_no_matter(sqlite_engine):
+    """``info`` is cleared, replaced, or given to another session: what is known of a session stays with it."""
     Session = session_maker(sqlite_engine)
     async with Session() as first:
         await first.execute(sa.text("select 1"))
+        record = record_of(first.sync_session)
         async with session_maker(sqlite_engine, info={**first.info})() as second:
             assert phase_of(second.sync_session) is Phase.FRESH
-            assert record_of(second.sync_session) is not record_of(first.sync_session)
+            assert record_of(second.sync_session) is not record
             assert record_of(second.sync_session) is record_of(second.sync_session)
 
             await second.execute(sa.text("select 1"))
+        first.info.clear()
+        first.sync_session.info = {}
+        assert record_of(first.sync_session) is record
         assert phase_of(first.sync_session) is Phase.OPEN
     assert phase_of(second.sync_session) is Phase.CLOSED
 
@@ -177,16 +181,8 @@ def test_a_session_that_was_at_work_before_is_fresh(sqlite):
     """Nobody has watched it: it is not claimed to be closed, nor to be in use."""
     session = Session()
     session.begin()
-    session.info.clear()
+    vars(session).pop("_sa_isolated_tasks")
 
     assert phase_of(session) is Phase.OPEN
     session.close()
     assert phase_of(session) is Phase.FRESH
-
-
-def test_somebody_elses_entry_is_no_record():
-    """The key in ``info`` may have been taken."""
-    session = Session(info={"sa_isolated_tasks": "mine"})
-
-    assert phase_of(session) is Phase.FRESH
-    assert record_of(session).commits == 0

@@ -3,14 +3,15 @@ Transactions that the database has taken back, and whose session has not noticed
 
 After an error PostgreSQL refuses every statement up to the end of the transaction, and answers COMMIT with ROLLBACK,
 which is no error: who has caught the first error commits, is told nothing, and has lost what was written. MariaDB takes
-everything back to end a deadlock, and lets the session begin anew; COMMIT keeps what came after it.
+everything back to end a deadlock, and lets the session begin anew; COMMIT keeps what came after it. So does SQLite when
+a statement that writes is interrupted, or where the schema says ON CONFLICT ROLLBACK.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -18,13 +19,16 @@ from sqlalchemy.exc import DBAPIError
 
 from sa_isolated_tasks.exceptions import AbortedTransactionError, describe
 
-__all__ = ["forget_errors", "hear_errors", "reason_of_abortion"]
+__all__ = ["forget_errors", "hear_errors", "note_begin", "reason_of_abortion"]
 
 _REFUSING = {"postgresql", "cockroachdb"}
 _DEADLOCK = 1213
 
 # As text: the error itself would keep, by its traceback, the connection for which it stands here.
-_errors: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+# A plain dict, since every transaction asks whether it is empty, and a WeakKeyDictionary takes long to say.
+_errors: dict[weakref.ref[Connection], str] = {}
+# Of connections to SQLite: how many rows they had written when their last transaction began.
+_written_before: dict[weakref.ref[Connection], int] = {}
 
 
 def hear_errors() -> None:
@@ -40,22 +44,47 @@ def hear_errors() -> None:
 
 def _note(context: Any) -> None:
     connection: Connection | None = context.connection
-    if connection is None or context.sqlalchemy_exception is None:
+    if connection is None or connection.invalidated or not isinstance(context.original_exception, Exception):
         return
     dialect = connection.dialect.name
-    if dialect in _REFUSING or (dialect in {"mysql", "mariadb"} and _is_deadlock(context.original_exception)):
+    if (
+        dialect in _REFUSING
+        or (dialect in {"mysql", "mariadb"} and _is_deadlock(context.original_exception))
+        or (dialect == "sqlite" and _has_taken_back(connection))
+    ):
         # The first: to every statement after it PostgreSQL answers that there was one.
-        _errors.setdefault(connection, describe(context.original_exception).partition("\n")[0])
+        noted = weakref.ref(connection, _connection_collected)
+        _errors.setdefault(noted, describe(context.original_exception).partition("\n")[0])
+
+
+def _connection_collected(noted: weakref.ref[Connection]) -> None:
+    _errors.pop(noted, None)
+    _written_before.pop(noted, None)
 
 
 def _is_deadlock(error: BaseException) -> bool:
     return bool(error.args) and error.args[0] == _DEADLOCK
 
 
+def note_begin(connection: Connection) -> None:
+    """A transaction has begun on SQLite."""
+    _written_before[weakref.ref(connection, _connection_collected)] = _driver_of(connection).total_changes
+
+
+def _has_taken_back(connection: Connection) -> bool:
+    """Whether something was written in the transaction, and there is none any more."""
+    driver, before = _driver_of(connection), _written_before.get(weakref.ref(connection))
+    return before is not None and driver.total_changes > before and not driver.in_transaction
+
+
+def _driver_of(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
 def forget_errors(connections: Iterable[Connection]) -> None:
     """The transaction has ended."""
     for connection in connections if _errors else ():
-        _errors.pop(connection, None)
+        _errors.pop(weakref.ref(connection), None)
 
 
 def reason_of_abortion(connections: Iterable[Connection]) -> AbortedTransactionError | None:
@@ -66,11 +95,11 @@ def reason_of_abortion(connections: Iterable[Connection]) -> AbortedTransactionE
     own, which the server has never heard of.
     """
     for connection in connections if _errors else ():
-        what = _errors.get(connection)
+        what = _errors.get(weakref.ref(connection))
         if what is None:
             continue
         if connection.dialect.name not in _REFUSING:
-            return _aborted(what, cure="raise  # and run it again: all of it was taken back to end the deadlock")
+            return _aborted(what, cure="raise  # and run it again: all of it was taken back")
         try:
             connection.exec_driver_sql("select 1").close()
         except DBAPIError as error:

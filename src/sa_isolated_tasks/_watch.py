@@ -19,12 +19,23 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
-from sa_isolated_tasks._aborted import forget_errors, hear_errors, reason_of_abortion
+from sa_isolated_tasks._aborted import forget_errors, hear_errors, note_begin, reason_of_abortion
 from sa_isolated_tasks._types import Outcome
 
-__all__ = ["Phase", "Record", "TransactionListener", "current_task", "phase_of", "record_of", "watch_sessions"]
+__all__ = [
+    "Phase",
+    "Record",
+    "TransactionListener",
+    "current_task",
+    "new_record",
+    "phase_of",
+    "record_of",
+    "watch_sessions",
+]
 
-_INFO_KEY = "sa_isolated_tasks"
+# Q: Why not in `info`? A: That is the application's, which may clear it, or give a copy to another session:
+# test_watch.py::test_what_becomes_of_info_is_no_matter.
+_ATTRIBUTE = "_sa_isolated_tasks"
 _ENDS = ("commit", "commit_twophase", "rollback", "rollback_twophase")
 
 
@@ -53,69 +64,46 @@ class TransactionListener(Protocol):
 @final
 class Record:
     """
-    What is remembered of one session, in its ``info``.
+    What is remembered of one session, in an attribute of it.
 
-    *identity_map* is weak: a strong reference would keep the rows of a closed session in memory. *session* is weak too,
-    and tells whose record it is: ``info`` may be copied from one session to another.
+    *identity_map* is weak: a strong reference would keep the rows of a closed session in memory.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "abandoned",
-        "aborted",
-        "begun",
-        "begun_by",
-        "commit_sent",
-        "commits",
-        "committed",
-        "committer",
-        "connections",
-        "distrusted",
-        "flushes_to_commit",
-        "held",
-        "held_since",
-        "identity_map",
-        "isolated",
-        "lost",
-        "on_end",
-        "on_entry",
-        "outcome",
-        "parent",
-        "reopened",
-        "session",
-    )
+    # Defaults of the class, not of `__init__`: a record is made for every session of the process.
+    reopened: bool = False
+    isolated: bool = False
+    begun: bool = False
+    committed: bool = False
+    commit_sent: bool = False
+    # Which task has begun the commit: the unit's own, or one of the body's.
+    committer: asyncio.Task[Any] | None = None
+    on_sqlite: bool = False
+    # A flush is on its way, and COMMIT comes after it.
+    flushes_to_commit: bool = False
+    lost: bool = False
+    # The connection was cut because patience had ended.
+    abandoned: bool = False
+    # The database has rolled back what is being committed.
+    aborted: bool = False
+    # A unit's, which may be left open when it is empty: closing it would do nothing.
+    may_stay_open: bool = False
+    commits: int = 0
+    outcome: Outcome = Outcome.NONE
+    parent: TransactionListener | None = None
+    held: float = 0.0
+    held_since: float = 0.0
+    on_end: Callable[[], object] | None = None
+    # Called when the session begins to do something; may raise there.
+    on_entry: Callable[[], object] | None = None
 
-    def __init__(self, session: Session) -> None:
-        self.session: weakref.ref[Session] = weakref.ref(session)
+    def __init__(self) -> None:
         self.identity_map: Callable[[], object] = _nothing
-        self.reopened: bool = False
-        self.isolated: bool = False
-        self.begun: bool = False
         # Which task has begun the transaction, and so will end it, if anybody knows.
         self.begun_by: Callable[[], asyncio.Task[Any] | None] = _nothing
-        self.committed: bool = False
-        self.commit_sent: bool = False
-        # Which task has begun the commit: the unit's own, or one of the body's.
-        self.committer: asyncio.Task[Any] | None = None
-        # A flush is on its way, and COMMIT comes after it.
-        self.flushes_to_commit: bool = False
-        self.lost: bool = False
-        # The connection was cut because patience had ended.
-        self.abandoned: bool = False
-        # The database has rolled back what is being committed.
-        self.aborted: bool = False
-        self.commits: int = 0
-        self.outcome: Outcome = Outcome.NONE
-        self.parent: TransactionListener | None = None
         # While the session is in a transaction: a unit's are cut when patience ends.
         self.connections: list[Connection] = []
         # Those of them that were in a call to the driver which was cut off.
         self.distrusted: list[Connection] = []
-        self.held: float = 0.0
-        self.held_since: float = 0.0
-        self.on_end: Callable[[], object] | None = None
-        # Called when the session begins to do something; may raise there.
-        self.on_entry: Callable[[], object] | None = None
 
     def remember(self, session: Session) -> None:
         self.identity_map = weakref.ref(session.identity_map)
@@ -132,7 +120,9 @@ class Record:
         if self.begun:
             self.held += perf_counter() - self.held_since
             self.outcome = Outcome.COMMITTED if self.committed else Outcome.ROLLED_BACK
-            if (self.lost or self.abandoned) and not self.committed:
+            # Of several COMMITs, one for each engine, another may have come before the one that has failed.
+            is_half = self.commit_sent and len(self.connections) > 1
+            if not self.committed and (self.lost or self.abandoned or is_half):
                 self.outcome = Outcome.UNKNOWN
             self.commits += self.committed
         self.begun = self.committed = self.commit_sent = self.flushes_to_commit = False
@@ -214,16 +204,18 @@ def current_task() -> asyncio.Task[Any] | None:
 
 
 def record_of(session: Session) -> Record:
-    record = session.info.get(_INFO_KEY)
-    if isinstance(record, Record) and record.session() is session:  # as in `_known`; this runs in every transaction
-        return record
-    record = session.info[_INFO_KEY] = Record(session)
+    record: Record | None = session.__dict__.get(_ATTRIBUTE)  # as `_known`; this runs in every transaction
+    return new_record(session) if record is None else record
+
+
+def new_record(session: Session) -> Record:
+    """Of a session that nobody has used."""
+    record = session.__dict__[_ATTRIBUTE] = Record()
     return record
 
 
 def _known(session: Session) -> Record | None:
-    record = session.info.get(_INFO_KEY)
-    return record if isinstance(record, Record) and record.session() is session else None
+    return session.__dict__.get(_ATTRIBUTE)
 
 
 def phase_of(session: Session) -> Phase:
@@ -269,6 +261,9 @@ def _after_transaction_create(session: Session, transaction: SessionTransaction)
 def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     record = record_of(session)
     record.connections.append(connection)
+    if connection.dialect.name == "sqlite":
+        record.on_sqlite = True
+        note_begin(connection)
     if record.isolated and session.twophase:
         event.listen(connection, "commit_twophase", record.second_phase)
     if not record.begun:
