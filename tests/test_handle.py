@@ -483,6 +483,58 @@ async def test_the_handle_of_an_ended_unit_keeps_nothing_that_it_was_called_with
     assert (None, TaskState.SUCCEEDED) == (gone(), handle.state)
 
 
+@pytest.mark.parametrize("way", ["cancelled in the queue", "cancelled before its first step", "dropped"])
+async def test_a_unit_that_never_ran_keeps_nothing_that_it_was_called_with(LiteSession, way):
+    """Its handle may live on all the same."""
+
+    class Big:
+        pass
+
+    async def body(_session, big):
+        pytest.fail(f"{big} was seen")
+
+    big = Big()
+    gone = weakref.ref(big)
+    async with TaskScope(LiteSession, name="t", limit=1) as scope, LiteSession() as parent:
+        if way == "dropped":
+            await parent.begin()
+            handle = scope.spawn_after_commit(parent, body, big)
+            await parent.rollback()
+        else:
+            handle = scope.spawn(body, big)
+            if way == "cancelled before its first step":
+                await asyncio.sleep(0)  # its task is there
+            handle.cancel()
+    del big
+    gc.collect()
+
+    assert gone() is None
+    assert handle.state is (TaskState.DROPPED if way == "dropped" else TaskState.CANCELLED)
+
+
+async def test_cancelled_units_do_not_fill_the_queue(LiteSession):
+    """They leave it, though the one before them runs for ever; those that were not cancelled keep their order."""
+    release, order = asyncio.Event(), []
+
+    async def hold(_session):
+        await release.wait()
+
+    async def note(_session, number):
+        order.append(number)
+
+    async with TaskScope(LiteSession, name="t", limit=1) as scope:
+        scope.spawn(hold)
+        handles = [scope.spawn(note, number) for number in range(1000)]
+        for number, handle in enumerate(handles):
+            if number % 100:
+                handle.cancel()
+        left = len(scope._runner.queue._queue)
+        release.set()
+
+    assert order == [*range(0, 1000, 100)]
+    assert left < 200
+
+
 async def test_a_failed_unit_is_freed_without_the_garbage_collector(scope, caplog):
     """The stored exception makes no reference cycle: with the handle gone, the body's locals are gone."""
     # pytest keeps the records of the log, and with them the exception.

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from support import Item, reset, session_maker
 
 from sa_isolated_tasks import TaskDroppedError, TaskScope, TaskState, UnitCancelledError
+from sa_isolated_tasks._quiet import QuietWaiters
 
 
 async def answer(_session, value=42):
@@ -446,3 +447,65 @@ async def test_the_open_transaction_of_a_lender_keeps_its_connection(postgresql,
         handle = scope.spawn(parent)
 
     assert (1, 2) == (handle.result(), len(most))
+
+
+async def test_many_units_that_wait_until_it_is_quiet(scope_of, monkeypatch):
+    """Each of them is told once, and looked at a few times for each of the others, not for each pair."""
+    looks = []
+    look = QuietWaiters._are_only
+
+    def counted(waiters, live, waiting, waiter):
+        looks.append(1)
+        return look(waiters, live, waiting, waiter)
+
+    monkeypatch.setattr(QuietWaiters, "_are_only", counted)
+    ended = []
+
+    async def wait(_session, number):
+        await scope.drain()
+        ended.append(number)
+
+    units = 60
+    async with asyncio.timeout(30), scope_of(limit=None) as scope:
+        for number in range(units):
+            scope.spawn(wait, number)
+
+    assert sorted(ended) == [*range(units)]
+    assert len(looks) < 2 * units * units
+
+
+async def test_who_is_told_that_it_is_quiet_and_cancelled_passes_it_on(scope_of, monkeypatch):
+    """A helper of an outer unit waits for an inner scope, and so does a unit of that: the helper gives up when told."""
+    release, ended, told = asyncio.Event(), asyncio.Event(), []
+    tell = QuietWaiters.tell
+
+    def tell_and_cancel(waiters, live):
+        tell(waiters, live)
+        if not told and any(quiet.done() for quiet, _ in waiters._waiters):
+            told.append(helpers[0].cancel())
+
+    monkeypatch.setattr(QuietWaiters, "tell", tell_and_cancel)
+    helpers = []
+
+    async def wait(_session, scope):
+        await scope.drain()
+        ended.set()
+
+    async def hold(_session):
+        await release.wait()
+
+    async def outer(_session):
+        async with scope_of(limit=2) as inner:
+            inner.spawn(hold)
+            helpers.append(asyncio.create_task(inner.drain()))
+            await asyncio.sleep(0)
+            inner.spawn(wait, inner)
+            while len(inner._runner._quiet_waiters._waiters) < 2:
+                await asyncio.sleep(0)
+            release.set()
+            await ended.wait()
+
+    async with asyncio.timeout(30), scope_of() as scope:
+        handle = scope.spawn(outer)
+
+    assert (told, handle.exception(), helpers[0].cancelled()) == ([True], None, True)

@@ -81,7 +81,8 @@ class ParentTransaction:
 
     def savepoint_ended(self, savepoint: SessionTransaction) -> None:
         """Its units go to the transaction around it, if it was released; otherwise it was rolled back."""
-        inside = [unit for unit, held_by in self._units if held_by is not None and held_by() is savepoint]
+        # Not as lists: a savepoint may hold thousands.
+        inside = {unit: None for unit, held_by in self._units if held_by is not None and held_by() is savepoint}
         if self._released is not None and self._released() is savepoint:
             outer = _boundary_around(savepoint)
             moved = _reference(outer)

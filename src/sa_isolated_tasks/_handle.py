@@ -186,11 +186,14 @@ class Entry:
         self.state = state
         self.task = None
         self.context = None
+        self.unit.forget()  # it may never have run
         self.seat.leave()
-        for waiter in [waiter for waiter in self._waiters or () if not waiter.done()]:
-            waiter.set_result(None)
-        for callback, context in self._callbacks or ():
-            self._call_soon(callback, context)
+        if self._waiters:
+            for waiter in [waiter for waiter in self._waiters if not waiter.done()]:
+                waiter.set_result(None)
+        if self._callbacks:
+            for callback, context in self._callbacks:
+                self._call_soon(callback, context)
         self._waiters = self._callbacks = None
 
     def _call_soon(self, callback: _Callback, context: contextvars.Context) -> None:

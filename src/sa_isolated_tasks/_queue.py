@@ -17,6 +17,8 @@ class Queued(Protocol):
 
 Q = TypeVar("Q", bound=Queued)
 
+_FEW = 100
+
 
 @final
 class StartQueue(Generic[Q]):
@@ -47,6 +49,11 @@ class StartQueue(Generic[Q]):
             unit = self._awaited.popleft() if self._awaited else self._queue.popleft()
             if unit.is_queued:
                 return unit
+
+    def tidy(self, left: int) -> None:
+        """Only *left* of them are still in the queue: those that were cancelled are dropped, if they are the most."""
+        if len(self._queue) > 2 * left + _FEW:
+            self._queue = deque(self.units())
 
     def units(self) -> list[Q]:
         return [unit for unit in self._queue if unit.is_queued]

@@ -18,6 +18,7 @@ from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitStarted
 from sa_isolated_tasks._handle import Entry
 from sa_isolated_tasks._logging import LOGGER, hear_starts, notify
 from sa_isolated_tasks._queue import StartQueue
+from sa_isolated_tasks._quiet import QuietWaiters
 from sa_isolated_tasks._slots import Seat, Slots
 from sa_isolated_tasks._types import TaskState, UnitSnapshot
 from sa_isolated_tasks.exceptions import UnitCancelledError, WrongLoopError
@@ -85,7 +86,7 @@ class Runner:
         # The loop keeps tasks by weak references. It keeps this timer, which never fires, and so all that lives here,
         # though the scope be dropped: test_c31_the_loop_keeps_weak_references.py.
         self._anchor: asyncio.TimerHandle | None = None
-        self._quiet_waiters: list[tuple[asyncio.Future[None], Seat | None]] = []
+        self._quiet_waiters = QuietWaiters(self.slots)
 
     @property
     def live(self) -> int:
@@ -106,17 +107,8 @@ class Runner:
         return tuple(entry.snapshot() for entry in self.all_entries() if entry.seat is not but)
 
     def is_quiet(self, waiter: Seat | None) -> bool:
-        """
-        Whether no unit is left that *waiter* has to wait for.
-
-        Not for itself, not for units that wait here too, and not for those around it that wait for it in turn.
-        """
-        live = self.live
-        if not live or waiter is None or waiter.ended:
-            return not live
-        exempt = {seat for _, seat in self._quiet_waiters if seat is not None}
-        exempt.update(seat for seat in _chain_of(waiter) if seat is waiter or seat.targets)
-        return live <= sum(seat.slots is self.slots and not seat.ended for seat in exempt)
+        """Whether no unit is left that *waiter* has to wait for."""
+        return self._quiet_waiters.is_quiet(self.live, waiter)
 
     def submit(self, entry: Entry) -> None:
         """Puts a unit into the queue. It starts in a later turn of the loop, never in the spawner's frame."""
@@ -278,7 +270,7 @@ class Runner:
 
     def _end(self, entry: Entry) -> None:
         """The end of every unit, whether it ever ran or not."""
-        if not self.live:
+        if not (self.running or self.queued or self._arriving):
             # A dict keeps the table of its largest size, and the queue the units that were cancelled in it.
             self.running = {}
             self.queue.clear()
@@ -306,9 +298,8 @@ class Runner:
             self._tell_if_quiet()
 
     def _tell_if_quiet(self) -> None:
-        for quiet, waiter in self._quiet_waiters:
-            if not quiet.done() and self.is_quiet(waiter):
-                quiet.set_result(None)
+        if not self.queued:  # no unit in the queue waits for others
+            self._quiet_waiters.tell(self.live)
 
     def cancel(self, entry: Entry, reason: str) -> bool:
         """Cancels one unit; only the first call reaches it, so that its clean-up is not cut off."""
@@ -326,6 +317,7 @@ class Runner:
         elif entry not in self.running:
             self.queued -= 1
             self._end(entry)
+            self.queue.tidy(self.queued)
         return True
 
     def cancel_all(self, reason: str, *, but: Seat | None = None) -> None:
@@ -367,13 +359,13 @@ class Runner:
         started = self.loop.time()
         due = started + REPORT_INTERVAL
         while not self.is_quiet(waiter):
-            quiet: asyncio.Future[None] = self.loop.create_future()
-            self._quiet_waiters.append((quiet, waiter))
-            self._tell_if_quiet()
             try:
-                await asyncio.wait([quiet], timeout=max(due - self.loop.time(), 0))
-            finally:
-                self._quiet_waiters.remove((quiet, waiter))
+                with self._quiet_waiters.joined_by(waiter) as quiet:
+                    self._tell_if_quiet()
+                    await asyncio.wait([quiet], timeout=max(due - self.loop.time(), 0))
+            except asyncio.CancelledError:
+                self._tell_if_quiet()  # another one, if it was this that had been told
+                raise
             if self.loop.time() >= due:
                 self._report(self.loop.time() - started)
                 due += REPORT_INTERVAL
@@ -385,11 +377,3 @@ class Runner:
 
 def _nobody_waits(*_: object) -> None:
     """A slot is free that no unit can take; or a scope has been busy for a year."""
-
-
-def _chain_of(seat: Seat | None) -> list[Seat]:
-    chain: list[Seat] = []
-    while seat is not None:
-        chain.append(seat)
-        seat = seat.parent
-    return chain

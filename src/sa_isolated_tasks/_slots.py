@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, final
 
@@ -32,7 +32,8 @@ class Slots:
     ) -> None:
         self.limit: int | None = limit
         self.free: float = math.inf if limit is None else limit
-        self.returning: deque[Seat] = deque()
+        # In order; not a deque, since seats are looked for, and leave it from the middle.
+        self.returning: OrderedDict[Seat, None] = OrderedDict()
         self.on_free: Callable[[], None] = on_free
         self.on_wait: Callable[[], None] = on_wait
 
@@ -49,7 +50,8 @@ class Slots:
     def serve(self) -> None:
         while self.free > 0 and self.returning:
             self.free -= 1
-            self.returning.popleft().sit_down()
+            seat, _ = self.returning.popitem(last=False)
+            seat.sit_down()
         if self.free > 0:
             self.on_free()
 
@@ -125,7 +127,7 @@ class Seat:
                 seat.slots.give()
             elif seat in seat.slots.returning:
                 # It was about to take its slot back, but another branch of it now waits for a slotless unit.
-                seat.slots.returning.remove(seat)
+                del seat.slots.returning[seat]
                 seat.wake()
 
     def stop_waiting_for(self, target: Seat) -> None:
@@ -140,8 +142,7 @@ class Seat:
         # A helper task may outlive its unit; the slot went with the unit.
         if self.ended or self.holds or self.waits_for_a_slotless_unit():
             return
-        if self in self.slots.returning:
-            self.slots.returning.remove(self)
+        self.slots.returning.pop(self, None)
         self.slots.free -= 1
         self.sit_down()
 
@@ -168,26 +169,29 @@ class Seat:
         """The unit has ended: those who waited for it get their slots back before anyone new starts."""
         self.ended = True
         self.parent = None
-        watchers, self.watchers = self.watchers, _NOBODY
-        for watcher in watchers:
-            watcher.targets.remove(self)
-        for watcher in dict.fromkeys(watchers) if watchers else ():
-            watcher.queue_for_return()
+        if self.watchers:
+            watchers, self.watchers = self.watchers, _NOBODY
+            for watcher in watchers:
+                watcher.targets.remove(self)
+            for watcher in dict.fromkeys(watchers):
+                watcher.queue_for_return()
         for target in self.targets:
             target.watchers.remove(self)
         self.targets = _NOBODY
-        self.wake()
-        if self in self.slots.returning:
-            self.slots.returning.remove(self)
+        if self.turn is not None:
+            self.wake()
+        slots = self.slots
+        if slots.returning:
+            slots.returning.pop(self, None)
         if self.holds:
             self.holds = False
-            self.slots.give()
+            slots.give()
 
     def queue_for_return(self) -> None:
         if self.holds or self.ended or self.waits_for_a_slotless_unit():
             return
         if self not in self.slots.returning:
-            self.slots.returning.append(self)
+            self.slots.returning[self] = None
             self.slots.serve()
 
     def wake(self) -> None:
