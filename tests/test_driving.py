@@ -11,10 +11,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session as SyncSession
 from support import Item, session_maker
 
 from sa_isolated_tasks import Outcome, TaskScope, UnitCancelledError
-from sa_isolated_tasks._driving import Driven
+from sa_isolated_tasks._driving import Driven, _has_sqlite
 from sa_isolated_tasks._factory import SessionFactory
 from sa_isolated_tasks._unit import Unit
 from sa_isolated_tasks._watch import record_of, watch_sessions
@@ -61,6 +62,7 @@ class Known:
     def __init__(self, *, commit_sent=False, interrupt=lambda: None):
         self.commit_sent = commit_sent
         self.committer = None  # a task of the body's own
+        self.on_sqlite = False
         self.interrupt = interrupt
         self.on_end = self.on_entry = None
         self.connections = []
@@ -161,6 +163,48 @@ async def test_a_cancellation_in_a_statement_comes_after_it(session, slow):
         await task
 
     assert [42, "cancelled here"] == steps
+
+
+@pytest.mark.parametrize("way", ["binds", "get_bind"])
+async def test_a_session_may_come_to_sqlite_by_other_ways(sqlite_engine, slow, way):
+    """By the class of an instance, or by code of its own: the statement is awaited all the same."""
+    await sqlite_engine.dispose()  # the connections that do not know the function
+
+    class Routing(SyncSession):
+        def get_bind(self, *_, **__):
+            return sqlite_engine.sync_engine
+
+    options = {"binds": {Item: sqlite_engine}} if way == "binds" else {"sync_session_class": Routing}
+    steps = []
+
+    async def body(session):
+        statement = sa.text("select slow()")
+        steps.append((await session.execute(statement, bind_arguments={"mapper": sa.inspect(Item)})).scalar())
+        await asyncio.Event().wait()
+
+    async with session_maker(None, **options)() as session:
+        task = driven(body(session), session)
+        await slow.reached.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        slow.release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert [42] == steps
+
+
+@pytest.mark.parametrize(
+    "options", [{"binds": {Item: "engine"}}, {"bind": "engine"}, {}], ids=["binds", "bind", "none"]
+)
+async def test_a_session_that_may_connect_to_sqlite_is_known_before_it_does(sqlite_engine, options):
+    """While it connects it is in a call already."""
+    if "binds" in options:
+        options = {"binds": {Item: sqlite_engine}}
+    elif options:
+        options = {"bind": sqlite_engine}
+    async with AsyncSession(**options) as session:
+        assert _has_sqlite(session) is bool(options)
 
 
 async def test_a_cancellation_in_the_last_statement_comes_at_the_end(session, slow):

@@ -743,3 +743,134 @@ def test_a_limit_that_is_no_number_of_units_is_refused(limit):
 
     assert caught.value.what == f"limit is {limit!r}"
     assert caught.value.why == 'it is "pool", a number from 1, or None for no limit'
+
+
+class CachingMaker(sessionmaker):
+    """Gives the same session again and again, though its classes are SQLAlchemy's own."""
+
+    def __call__(self, **options):
+        self.made = getattr(self, "made", None) or super().__call__(**options)
+        return self.made
+
+
+class Caching(type(AsyncSession)):
+    """A class that gives the same session again and again."""
+
+    def __call__(cls, *args, **options):
+        cls.made = getattr(cls, "made", None) or super().__call__(*args, **options)
+        return cls.made
+
+
+class SharingSession(AsyncSession):
+    """A new object for one and the same session."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        type(self).shared = getattr(type(self), "shared", self.sync_session)
+        self.sync_session = self.shared
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda engine: CachingMaker(engine, class_=AsyncSession),
+        lambda engine: sessionmaker(engine, class_=Caching("Cached", (AsyncSession,), {})),
+        lambda engine: sessionmaker(engine, class_=SharingSession),
+    ],
+    ids=["maker", "metaclass", "init"],
+)
+async def test_a_sessionmaker_that_gives_one_session_twice_is_found_out(sqlite_engine, make):
+    """Only what SQLAlchemy's own classes make is known to be new without a look at it."""
+    add_once = isolated_session(make(sqlite_engine))(add)
+    await add_once()
+
+    with pytest.raises(FakeIsolationError, match="already used"):
+        await add_once()
+
+
+class CarefulSession(AsyncSession):
+    """Does something of its own when it is closed."""
+
+    closed = ()
+
+    async def close(self):
+        self.closed.append(self)
+        await super().close()
+
+
+async def test_a_close_of_the_users_own_is_called_for_an_empty_session_too(sqlite_engine, monkeypatch):
+    """Closing is left out only where it does nothing."""
+    monkeypatch.setattr(CarefulSession, "closed", [])
+
+    @isolated_session(sessionmaker(sqlite_engine, class_=CarefulSession))
+    async def work(session):
+        pass
+
+    await work()
+
+    assert len(CarefulSession.closed) == 1
+
+
+async def test_a_maker_that_is_configured_anew_is_looked_at_anew(sqlite_engine, make_engine, sqlite, names_in_table):
+    """What was known of its sessions holds for the engine that it had."""
+    other = make_engine(sqlite, poolclass=StaticPool)
+    Session = session_maker(sqlite_engine)
+    add_one = isolated_session(Session)(add)
+    await add_one()
+    Session.configure(bind=other)
+
+    with pytest.raises(FakeIsolationError, match="StaticPool"):
+        await add_one()
+
+    assert len(await names_in_table(sqlite_engine)) == 1
+
+
+async def test_a_session_that_is_closed_for_good_is_closed_when_it_is_empty_too(sqlite_engine):
+    """The setting of the maker holds for units as for everybody."""
+    kept = []
+
+    async def keep(session):
+        kept.append(session)
+
+    try:
+        await isolated_session(session_maker(sqlite_engine, close_resets_only=False))(keep)()
+    except TypeError as error:
+        pytest.skip(str(error))  # before SQLAlchemy 2.0.22
+
+    with pytest.raises(sa.exc.InvalidRequestError, match="permanently closed"):
+        await kept[0].execute(sa.text("select 1"))
+
+
+async def test_a_maker_that_is_given_another_class_is_looked_at_anew(sqlite_engine):
+    """What was known of its sessions holds for the classes that it had."""
+    closed = []
+
+    class Careful(SyncSession):
+        def close(self):
+            closed.append(True)
+            super().close()
+
+    async def rest(session):
+        pass
+
+    Session = session_maker(sqlite_engine)
+    work = isolated_session(Session)(rest)
+    await work()
+    Session.configure(sync_session_class=Careful)
+    await work()
+
+    assert closed == [True]
+
+
+async def test_a_session_that_has_loaded_something_is_closed(sqlite_engine):
+    """What was loaded is of no session any more, and may be handed to another."""
+
+    async def make(session):
+        item = Item(name="a")
+        session.add(item)
+        await session.flush()
+        return item
+
+    item = await isolated_session(session_maker(sqlite_engine, expire_on_commit=False))(make)()
+
+    assert sa.inspect(item).detached

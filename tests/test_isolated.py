@@ -90,6 +90,7 @@ def owner_of(kind, shop):
     return {**dict.fromkeys(METHODS, shop), **dict.fromkeys(CLASS_METHODS, type(shop))}.get(kind)
 
 
+@pytest.mark.filterwarnings("ignore:.* returned its session")  # to look at it
 async def test_a_function_is_given_a_session_of_its_own(Session, engine, names_in_table):
     """Each call runs in a new session, which is committed and closed when the call returns."""
 
@@ -194,6 +195,7 @@ async def test_a_session_in_the_object_of_a_method_is_refused(kind, LiteSession)
             getattr(shop, kind)("a")
 
 
+@pytest.mark.filterwarnings("ignore:.* returned its session")  # to look at it
 @pytest.mark.parametrize("kind", METHODS + CLASS_METHODS[:1] + CLASS_METHODS[2:])
 async def test_an_overriding_method_calls_its_parents(kind, LiteSession, sqlite_engine, names_in_table):
     """Through ``super()``: in a session of the parent's own, or with ``in_session`` in the overriding method's."""

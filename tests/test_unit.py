@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import warnings
 from collections import deque
 from time import perf_counter
@@ -614,6 +615,48 @@ async def test_a_timeout_inside_the_body_is_the_bodys_own(engine, Session, names
     assert ["a"] == await names_in_table(engine)
 
 
+@pytest.mark.filterwarnings("ignore:transaction already deassociated")
+async def test_one_of_two_commits_that_fails_leaves_the_outcome_unknown(sqlite_engine, make_engine, sqlite):
+    """A session over two engines has one COMMIT for each: the other one may have been the first."""
+    other = make_engine(sqlite)
+
+    @event.listens_for(other.sync_engine, "commit")
+    def _(_connection):
+        raise OSError("no")
+
+    async def body(session):
+        for engine in (sqlite_engine, other):
+            await session.execute(sa.text("select 1"), bind_arguments={"bind": engine.sync_engine})
+
+    unit = unit_of(session_maker(sqlite_engine), body)
+    with pytest.raises(OSError, match="no"):
+        await unit.run()
+
+    assert (Outcome.UNKNOWN, 0) == (unit.outcome, unit.commits)
+
+
+async def test_an_error_that_takes_no_note_is_raised_all_the_same(sqlite_engine, LiteSession, monkeypatch, caplog):
+    """Nothing can be set on a frozen dataclass: what failed after it is in the log, and the session is closed."""
+
+    @dataclasses.dataclass(frozen=True)
+    class NotFoundError(Exception):
+        key: int
+
+    async def body(session):
+        await session.execute(sa.text("select 1"))
+        monkeypatch.setattr(type(session), "rollback", broken)
+        raise NotFoundError(1)
+
+    async def broken(_session):
+        raise OSError("second")
+
+    with pytest.raises(NotFoundError):
+        await unit_of(LiteSession, body).run()
+
+    assert "it takes no note: the rollback failed too: OSError: second" in caplog.text
+    assert sqlite_engine.pool.checkedout() == 0
+
+
 async def test_a_rollback_that_fails_is_a_note_on_the_error(LiteSession, monkeypatch):
     """The error of the body comes out; the failure of the clean-up is not lost."""
 
@@ -978,6 +1021,53 @@ async def test_an_attached_instance_as_the_result_is_warned_about(LiteSession):
     with pytest.warns(IsolatedTasksWarning, match="attached to a session"):
         await unit_of(LiteSession, body).run()
     other.close()
+
+
+class Repo:
+    """As applications have them."""
+
+    def __init__(self, session):
+        self.session = session
+
+
+class Slotted:
+    __slots__ = ("kept",)
+
+    def __init__(self, session):
+        self.kept = session.sync_session
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda session: session, "its session"),
+        (lambda session: [session], "its session"),
+        (lambda session: {"s": session.sync_session}, "its session"),
+        (Repo, "a Repo that holds its session"),
+        (Slotted, "a Slotted that holds its session"),
+    ],
+    ids=["itself", "list", "synchronous", "object", "slots"],
+)
+async def test_a_session_as_the_result_is_warned_about(LiteSession, wrap, words):
+    """It is closed; who uses it again holds a connection that nobody gives back."""
+
+    async def make(session):
+        return wrap(session)
+
+    with pytest.warns(IsolatedTasksWarning, match=rf"make\(\) returned {words}: it is closed") as seen:
+        await unit_of(LiteSession, make).run()
+
+    assert make.__code__.co_firstlineno == seen[0].lineno
+
+
+async def test_another_session_as_the_result_is_no_matter_of_the_units(LiteSession):
+    """Somebody else closes it."""
+    async with LiteSession() as other:
+
+        async def make(_session):
+            return Repo(other)
+
+        assert (await unit_of(LiteSession, make).run()).session is other
 
 
 async def test_a_loaded_instance_as_the_result_is_fine(engine):

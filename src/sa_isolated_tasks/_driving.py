@@ -54,18 +54,12 @@ class Driven(Steps[R]):
         give_up: cuts the connection.
     """
 
-    __slots__ = (
-        "_give_up",
-        "_given_up",
-        "_giving_up",
-        "_has_lock",
-        "_heard",
-        "_patience",
-        "_record",
-        "_timers",
-        "_transactions_ended",
-        "is_finishing",
-    )
+    _given_up: bool = False
+    _transactions_ended: int = 0
+    _timers: tuple[asyncio.TimerHandle, ...] = ()
+    _heard: tuple[Connection, ...] = ()
+    # From now on everything is held: the body is through, and the commit is the unit's.
+    is_finishing: bool = False
 
     def __init__(
         self,
@@ -79,14 +73,7 @@ class Driven(Steps[R]):
         self._record = record
         self._patience = patience
         self._give_up = give_up
-        self._given_up = False
-        self._giving_up: asyncio.Task[None] | None = None
-        self._transactions_ended = 0
-        self._heard: list[Connection] = []
-        self._has_lock = _is_sqlite(session)
-        self._timers: tuple[asyncio.TimerHandle, ...] = ()
-        # From now on everything is held: the body is through, and the commit is the unit's.
-        self.is_finishing = False
+        self._has_lock = _has_sqlite(session)
 
     def holds(self) -> bool:
         if self._given_up:
@@ -97,7 +84,7 @@ class Driven(Steps[R]):
         # Q: Why hold a second cancellation where the first one got in? A: The driver tells the server to end the
         # statement; cut off in that, it leaves it running, in its transaction, for who knows how long:
         # test_c20_connections_after_a_cancelled_task.py.
-        in_danger_in_a_call = self._has_lock or self.was_struck()
+        in_danger_in_a_call = self._has_lock or record.on_sqlite or (self._struck_at > 0 and self.was_struck())
         if not record.commit_sent:
             return in_danger_in_a_call and _is_in_a_call(self._coroutine)
         if record.committer is not asyncio.current_task():
@@ -122,7 +109,7 @@ class Driven(Steps[R]):
         # added to those that are being called: test_driving.py::test_a_hold_in_the_call_of_a_listener.
         for connection in self._record.connections:
             if connection not in self._heard:
-                self._heard.append(connection)
+                self._heard += (connection,)
                 event.listen(connection, "before_cursor_execute", self._on_entry)
 
     def _transaction_ended(self) -> None:
@@ -154,7 +141,8 @@ class Driven(Steps[R]):
     def __await__(self) -> Generator[Any, None, R]:
         try:
             result = yield from super().__await__()
-            self.deliver()
+            if self.held is not None:
+                self.deliver()
         except BaseException as error:
             if self.held is not None and isinstance(error, Exception):
                 # Q: Why not let the error out? A: Whoever asked for the cancellation would never know that it came to
@@ -172,18 +160,16 @@ class Driven(Steps[R]):
                 self._forget()
         return result
 
-    def _wait(self, waiting: asyncio.Future[Any] | None) -> Generator[Any, None, BaseException | None]:
-        error = yield from super()._wait(waiting)
+    def finish_it(self) -> Generator[Any, None, None]:
         # Q: The call is over, why not go on? A: Its connection may still be being closed, and what the body did with
         # the session in that time would come in between:
         # test_commit_in_body.py::test_a_transaction_after_one_that_was_given_up_has_its_own_outcome.
-        giving_up, self._giving_up = self._giving_up, None
+        giving_up, self.unfinished = self.unfinished, None
         if giving_up is not None:
             asked = times_cancelled()
             _, cancelled = yield from settle(asyncio.wait([giving_up])).__await__()
             if cancelled is not None:
                 self._hold(cancelled, asked)
-        return error
 
     def _forget(self) -> None:
         """The session need not know of this any longer, nor keep it."""
@@ -191,7 +177,7 @@ class Driven(Steps[R]):
         self._record.on_end = self._record.on_entry = None
         for connection in self._heard:
             event.remove(connection, "before_cursor_execute", self._on_entry)
-        self._heard.clear()
+        self._heard = ()
 
     def _on_entry(self, *_: object) -> None:
         """Of a call: a cancellation that is due comes out here, but not within a commit, nor between its statements."""
@@ -212,7 +198,7 @@ class Driven(Steps[R]):
             return
         loop = asyncio.get_running_loop()
         if self.is_waiting:
-            self._giving_up = loop.create_task(self._end_of_patience())
+            self.unfinished = loop.create_task(self._end_of_patience())
         else:
             # Q: What else can it be at? A: It is counting again what was lent to a timeout, which takes a turn, and may
             # be through by then: test_driving.py::test_patience_that_ends_while_a_timeout_gives_back_what_it_was_lent.
@@ -227,9 +213,12 @@ class Driven(Steps[R]):
         self.wake()
 
 
-def _is_sqlite(session: AsyncSession) -> bool:
-    bind = session.sync_session.bind
-    return bind is not None and bind.dialect.name == "sqlite"
+def _has_sqlite(session: AsyncSession) -> bool:
+    """Whether it may connect to SQLite; where a ``get_bind()`` decides, that is known when it has."""
+    binds: dict[Any, Any] = getattr(session, "binds", None) or {}  # not on every version, if there are none
+    return any(
+        bind.dialect.name == "sqlite" for bind in (session.sync_session.bind, *binds.values()) if bind is not None
+    )
 
 
 def _is_of_the_body(awaiting: Any) -> bool:

@@ -17,7 +17,7 @@ from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from sa_isolated_tasks._signature import identifier_of, is_a, name_of
 from sa_isolated_tasks._types import Limit
-from sa_isolated_tasks._watch import Phase, Record, phase_of, record_of
+from sa_isolated_tasks._watch import Phase, Record, new_record, phase_of, record_of
 from sa_isolated_tasks.exceptions import DeclarationError, FakeIsolationError, LimitError
 
 __all__ = ["SessionFactory", "adopt", "check_limit", "resolve_limit"]
@@ -25,6 +25,7 @@ __all__ = ["SessionFactory", "adopt", "check_limit", "resolve_limit"]
 # SQLAlchemy 1.4 has only the one.
 _MAKERS: tuple[type, ...] = (sessionmaker, getattr(sa_asyncio, "async_sessionmaker", sessionmaker))
 _ONE_CONNECTION = (StaticPool, SingletonThreadPool)
+_MAKES_AND_CLOSES = ("__init__", "close")
 _SESSIONMAKER = "Session = async_sessionmaker(engine)"
 
 
@@ -37,14 +38,14 @@ class SessionFactory:
         DeclarationError: it is no callable without arguments that can give a session or an async context manager.
     """
 
-    __slots__ = ("_checked", "_sound", "make")
+    __slots__ = ("_checked", "_plain", "make")
 
     def __init__(self, factory: Callable[[], Any]) -> None:
         _check_declaration(factory)
         self.make: Any = factory
         self._checked = False
-        # The engine of every session that it makes, where that is known and was checked.
-        self._sound: object = None
+        # Class, synchronous class and engine of the sessions that it makes, where all of them are new and alike.
+        self._plain: tuple[Any, Any, Any] | None = None
 
     def check_isolation(self) -> None:
         """
@@ -58,21 +59,26 @@ class SessionFactory:
             if _is_maker(self.make):
                 binds = _binds_of_maker(self.make)
                 _check_binds(binds)
-                if len(binds) == 1 and _takes_what_the_maker_gives(self.make):
-                    self._sound = binds[0]
+                if len(binds) == 1 and _is_plain_maker(self.make):
+                    self._plain = self.make.class_, _session_class_of(self.make), binds[0]
             self._checked = True
 
     def adopt(self, made: Any) -> Record:
-        """As `adopt` does, a session that this factory has made; what holds for all of them is not checked again."""
-        return adopt(made, in_use=False, sound=self._sound)
+        """As `adopt` does, a session that this factory has made; what holds for all of them is not asked of each."""
+        if self._is_plain(made):
+            record = new_record(made.sync_session)
+            record.isolated = True
+            # Unless a session that is closed is closed for good.
+            record.may_stay_open = self.make.kw.get("close_resets_only") is not False
+            return record
+        return adopt(made, in_use=False)
 
-    def may_stay_open(self, session: AsyncSession) -> bool:
-        """Whether closing a session, which is in no transaction, does nothing: it is empty, and not closed for good."""
-        return (
-            self._sound is not None
-            and self.make.kw.get("close_resets_only") is not False
-            and not len(session.sync_session.identity_map)
-        )
+    def _is_plain(self, made: Any) -> bool:
+        # The maker may have been configured anew since it was checked.
+        if self._plain is None:
+            return False
+        cls, sync_class, engine = self._plain
+        return type(made) is cls and type(made.sync_session) is sync_class and made.sync_session.bind is engine
 
     def binds(self) -> list[Any] | None:
         """
@@ -101,10 +107,12 @@ def _session_class_of(maker: Any) -> Any:
     return maker.kw.get("sync_session_class", maker.class_.sync_session_class)
 
 
-def _takes_what_the_maker_gives(maker: Any) -> bool:
-    """Whether no class of the user's may choose another engine for a session when it is made."""
-    own = maker.class_.__init__ is AsyncSession.__init__
-    return own and _session_class_of(maker).__init__ is Session.__init__
+def _is_plain_maker(maker: Any) -> bool:
+    """Whether no code of the user's chooses which session is given, makes it, or closes it."""
+    return type(maker) in _MAKERS and all(
+        type(cls) is type(base) and all(getattr(cls, name) is getattr(base, name) for name in _MAKES_AND_CLOSES)
+        for cls, base in ((maker.class_, AsyncSession), (_session_class_of(maker), Session))
+    )
 
 
 def _routes(cls: Any) -> bool:
@@ -247,12 +255,11 @@ def _check_binds(binds: list[Any]) -> None:
             )
 
 
-def adopt(made: Any, *, in_use: bool, sound: object = None) -> Record:
+def adopt(made: Any, *, in_use: bool) -> Record:
     """
     Takes over a session that a factory has given: nobody else may be using it.
 
-    A context manager may yield a session that is *in_use*: it has begun the transaction itself. One that is bound to
-    the engine *sound*, and to nothing else, is bound to nothing that others share.
+    A context manager may yield a session that is *in_use*: it has begun the transaction itself.
 
     Raises:
         DeclarationError: it is no AsyncSession.
@@ -268,8 +275,7 @@ def adopt(made: Any, *, in_use: bool, sound: object = None) -> Record:
             f"the factory gave a session ({type(made).__name__}) that it, or somebody else, has already used",
             cure="def factory() -> AsyncSession: return AsyncSession(engine)",
         )
-    if sound is None or made.sync_session.bind is not sound:
-        _check_binds(_binds_of_session(made))
+    _check_binds(_binds_of_session(made))
     record.isolated = True
     return record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sa_isolated_tasks._types import UnitSnapshot
-from sa_isolated_tasks.exceptions import ShutdownError, describe
+from sa_isolated_tasks.exceptions import ShutdownError, add_note, describe
 
 __all__ = ["raise_problems", "shutdown_error"]
 
@@ -44,7 +44,7 @@ def raise_problems(
         raise BaseExceptionGroup(f"units of scope {scope} failed", [error, *problems])
     if cause is not None:
         for problem in problems:
-            cause.add_note(f"scope {scope}: {describe(problem)}")
+            add_note(cause, f"scope {scope}: {describe(problem)}")
         if error is None:
             raise cause
     elif len(problems) == 1 and isinstance(problems[0], ShutdownError):

@@ -62,7 +62,7 @@ class LoggingListener:
             timing.body,
             timing.commit,
             timing.connection,
-            event.outcome.value,
+            event.outcome._value_,  # `value` is a property, in Python, and takes five times as long
         )
         if event.state is TaskState.DROPPED:
             args = (event.unit, timing.total, event.reason)
@@ -108,8 +108,8 @@ def _extra_of_end(event: UnitEnded) -> dict[str, object]:
     return {
         "sit_scope": event.scope,
         "sit_unit": event.unit,
-        "sit_state": event.state.value,
-        "sit_outcome": event.outcome.value,
+        "sit_state": event.state._value_,
+        "sit_outcome": event.outcome._value_,
         "sit_commits": event.commits,
         "sit_total": timing.total,
         "sit_waiting": timing.waiting,

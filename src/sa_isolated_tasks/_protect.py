@@ -81,11 +81,10 @@ async def _give_up(
 class _Settling(Steps[_T]):
     """Holds every cancellation, until patience ends."""
 
-    __slots__ = ("_patience", "_timer", "given_up")
+    given_up: bool = False
 
     def __init__(self, work: Coroutine[Any, Any, _T], patience: float, since: float) -> None:
         super().__init__(work)
-        self.given_up = False
         self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
         if since + patience < math.inf:

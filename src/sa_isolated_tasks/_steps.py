@@ -42,35 +42,25 @@ class Steps(Generic[R]):
     next suspension at which `holds()` says no, unless it was taken back by then.
     """
 
-    __slots__ = (
-        "_asked",
-        "_coroutine",
-        "_gate",
-        "_groups",
-        "_is_left",
-        "_lent",
-        "_seen",
-        "_struck_at",
-        "_task",
-        "_waiting",
-        "held",
-    )
+    # Defaults of the class, not of `__init__`: steps are made for every unit, and most need none of this.
+    # As it came: by its text an anyio cancel scope knows its own.
+    held: asyncio.CancelledError | None = None
+    # How many cancellations the task had when one of them reached the work; 0 for none.
+    _struck_at: int = 0
+    _asked: int = 0
+    _task: asyncio.Task[Any] | None = None
+    # Cancellations that are held, and do not count while a timeout of the work, which has run out, has its way.
+    _lent: int = 0
+    _gate: Gate | None = None
+    _groups: tuple[asyncio.TaskGroup, ...] = ()
+    _seen: tuple[asyncio.TaskGroup, ...] = ()
+    _waiting: asyncio.Future[Any] | None = None
+    _is_left: bool = False
+    # What was begun while the work waited, and has to be over before it goes on.
+    unfinished: asyncio.Task[None] | None = None
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
         self._coroutine = coroutine
-        # As it came: by its text an anyio cancel scope knows its own.
-        self.held: asyncio.CancelledError | None = None
-        # How many cancellations the task had when one of them reached the work; 0 for none.
-        self._struck_at = 0
-        self._asked = 0
-        self._task: asyncio.Task[Any] | None = None
-        # Cancellations that are held, and do not count while a timeout of the work, which has run out, has its way.
-        self._lent = 0
-        self._gate: Gate | None = None
-        self._groups: tuple[asyncio.TaskGroup, ...] = ()
-        self._seen: tuple[asyncio.TaskGroup, ...] = ()
-        self._waiting: asyncio.Future[Any] | None = None
-        self._is_left = False
 
     @property
     def driven(self) -> Coroutine[Any, Any, R]:
@@ -120,6 +110,10 @@ class Steps(Generic[R]):
         """A cancellation was remembered; before that there was none."""
         raise NotImplementedError
 
+    def finish_it(self) -> Generator[Any, None, None]:
+        """Waits for what is `unfinished`, and forgets it."""
+        raise NotImplementedError
+
     def __await__(self) -> Generator[Any, None, R]:  # noqa: C901, PLR0912 -- one function more is one call more a suspension
         error: BaseException | None = None
         try:
@@ -140,6 +134,8 @@ class Steps(Generic[R]):
                 error = None
                 if self.holds():
                     error = yield from self._wait(waiting)
+                    if self.unfinished is not None:
+                        yield from self.finish_it()
                 elif self.held is not None:
                     error = yield from self._pass_on(waiting)
                 else:
@@ -161,16 +157,19 @@ class Steps(Generic[R]):
             waiting = _next_turn()
         # Whoever yields a future to its task says so by this flag; it is another one that is yielded now.
         waiting._asyncio_future_blocking = False  # noqa: SLF001 -- the protocol between futures and tasks
-        shield = _NO_SHIELD
+        shield: AbstractContextManager[Any] | None = None
         asked = times_cancelled()
         while not waiting.done() and self.holds():
             try:
                 # Q: Why not yield it as it is? A: The task would cancel it. Q: Why behind anyio's shield? A: A cancel
                 # scope cancels in every turn of the loop, and one core would be busy until the commit is through:
                 # test_protect.py::test_anyio_does_not_spin_during_a_commit.
-                with shield:
-                    gate = self._gate = Gate(waiting)
+                gate = self._gate = Gate(waiting)
+                if shield is None:
                     yield gate
+                else:
+                    with shield:
+                        yield gate
             except asyncio.CancelledError as cancelled:
                 if self.owns():
                     # Q: Is it the timeout's alone? A: Not if another came in the same turn of the loop:
@@ -307,8 +306,6 @@ class Steps(Generic[R]):
 
 # As Any, `isinstance` does not narrow to a type with unknown parameters.
 _STEPS: Any = Steps
-
-_NO_SHIELD: AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def _next_turn() -> asyncio.Future[None]:

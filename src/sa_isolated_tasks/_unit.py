@@ -15,28 +15,24 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
-import warnings
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import Any, Generic, TypeVar, final
 
-from sqlalchemy.engine import Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.state import InstanceState
 
 from sa_isolated_tasks._callsite import innermost_line
 from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory, adopt
 from sa_isolated_tasks._holders import is_scalar
 from sa_isolated_tasks._protect import finish
-from sa_isolated_tasks._signature import code_of
-from sa_isolated_tasks._steps import awaited_deep_down, times_cancelled
+from sa_isolated_tasks._results import warn_about
+from sa_isolated_tasks._steps import awaited_deep_down
 from sa_isolated_tasks._types import Outcome, Timing
 from sa_isolated_tasks._watch import Record
-from sa_isolated_tasks.exceptions import IsolatedTasksWarning, describe
+from sa_isolated_tasks.exceptions import add_note, describe
 
 __all__ = ["PATIENCE", "Phase", "Unit"]
 
@@ -45,7 +41,6 @@ T = TypeVar("T")
 
 # As Any, `isinstance` does not narrow to a type with unknown parameters.
 _CONTEXT_MANAGER: Any = AbstractAsyncContextManager
-_STATE: Any = InstanceState
 
 _NO_KWARGS: dict[str, Any] = {}
 
@@ -157,55 +152,68 @@ class Unit(Generic[R]):
         Blocks as long as the body does. Cancelling cancels the body, rolls back and closes; a commit that has begun is
         awaited first. The body's exception comes out as it is.
         """
-        asked = times_cancelled()
+        # No local of the frame is the task: after a failure it would keep itself, by the traceback.
         self._task = asyncio.current_task()
+        asked = 0 if self._task is None else self._task.cancelling()
         self.phase = Phase.OPENING
         try:
             made: Any = self._factory.make()
             if not isinstance(made, AsyncSession) and isinstance(made, _CONTEXT_MANAGER):
                 result = await self._run_inside(made, asked)
             else:
-                self._record = self._factory.adopt(made)
+                self._record = record = self._factory.adopt(made)
                 self._session = made
-                result = await self._run_with(made, asked)
+                result = await self._run_with(made, record, asked)
+            # Not below: after a failure this frame is kept by its traceback.
+            session, body = self._session, self._body
         finally:
             self.phase = Phase.ENDED
-            # The handle may live on; what the body was called with need not.
-            self._session = self._task = self._driver = self._kwargs = None
-            self._before = self._args = ()
-            body, self._body = self._body, _gone
-        _warn_about(result, body)
+            self._session = self._task = self._driver = None
+            self.forget()
+        if not is_scalar(result):
+            warn_about(result, session, body)
         return result
 
-    async def _run_with(self, session: AsyncSession, asked: int) -> R:
+    def forget(self) -> None:
+        """It will not run again, or never. The handle may live on; what the body was called with need not."""
+        self._before = self._args = ()
+        self._kwargs = None
+        self._body = _gone
+
+    async def _run_with(self, session: AsyncSession, record: Record, asked: int) -> R:
         """A session from a plain factory: commit, rollback and close are the unit's."""
         try:
-            result = await self._driven(self._run_body(session, asked, commits=True), session)
+            result = await self._driven(self._run_body(session, asked, commits=True), session, record)
         except BaseException as error:
             if self._is_being_collected():
                 raise
             await self._roll_back(session, error)
             await self._close(session, error)
             raise
-        await self._close(session, None)
+        sync = session.sync_session
+        # Q: Why not close it all the same? A: To close an empty session costs as much as to make one.
+        if record.may_stay_open and not len(sync.identity_map) and not sync.in_transaction():
+            record.close()
+        else:
+            await self._close(session, None)
         return result
 
     async def _run_inside(self, manager: AbstractAsyncContextManager[Any, Any], asked: int) -> R:
         """A context manager owns its transaction: it is entered and exited, here in one task, and nothing else."""
         session = await manager.__aenter__()
         try:
-            self._record = adopt(session, in_use=True)
+            self._record = record = adopt(session, in_use=True)
             self._session = session
-            result = await self._driven(self._run_body(session, asked, commits=False), session)
+            result = await self._driven(self._run_body(session, asked, commits=False), session, record)
         except BaseException as error:
             if self._is_being_collected():
                 raise
             self.phase = Phase.ROLLING_BACK
             # What it answers does not matter: a suppressed exception would leave the unit without a result.
-            await self._timed(self._driven(_leave(manager, error), session))
+            await self._timed(self._driven(_leave(manager, error), session, self._record))
             raise
         self.phase = Phase.COMMITTING
-        await self._timed(self._driven(_leave(manager, None), session))
+        await self._timed(self._driven(_leave(manager, None), session, record))
         return result
 
     def _is_being_collected(self) -> bool:
@@ -235,8 +243,10 @@ class Unit(Generic[R]):
             self._body_seconds = perf_counter() - started
         # Q: The body returned; why ask? A: It, or a TaskGroup in it, may have swallowed the cancellation, and half of
         # what it wanted to write would be committed: test_unit.py::test_a_swallowed_cancellation_rolls_back.
-        driver.deliver()
-        if self.cancel_requested or times_cancelled() - driver.left_by_groups > asked:
+        if driver.held is not None:
+            driver.deliver()
+        times = 0 if self._task is None else self._task.cancelling() - driver.left_by_groups
+        if self.cancel_requested or times > asked:
             raise asyncio.CancelledError
         if commits and session.in_transaction():
             self.phase = Phase.COMMITTING
@@ -247,9 +257,8 @@ class Unit(Generic[R]):
     def _start(self, session: AsyncSession) -> Coroutine[Any, Any, R]:
         return self._body(*self._before, session, *self._args, **self._kwargs or _NO_KWARGS)
 
-    def _driven(self, work: Coroutine[Any, Any, T], session: AsyncSession) -> Awaitable[T]:
-        """Step by step, so that no cancellation cuts a commit off."""
-        record = self._record
+    def _driven(self, work: Coroutine[Any, Any, T], session: AsyncSession, record: Record | None) -> Awaitable[T]:
+        """Step by step, so that no cancellation cuts a commit off; as it is if the session was not accepted."""
         if record is None:
             return work
         driver = self._driver = Driven(work, session, record, self.patience, self.abandon)
@@ -289,16 +298,12 @@ class Unit(Generic[R]):
         except asyncio.CancelledError:
             pass  # it came during the rollback, which is complete; *error* ends the task just as well
         except BaseException as failure:  # noqa: BLE001 -- *error* made the rollback necessary, and is raised after it
-            error.add_note(f"the rollback failed too: {describe(failure)}")
+            add_note(error, f"the rollback failed too: {describe(failure)}")
 
     async def _close(self, session: AsyncSession, error: BaseException | None) -> None:
         self.phase = Phase.CLOSING
         if _closes_without_io(session):
-            # Q: Why not close every one? A: To close an empty session costs as much as to make one.
-            if self._record is not None and self._factory.may_stay_open(session):
-                self._record.close()
-            else:
-                session.sync_session.close()
+            session.sync_session.close()
             return
         try:
             await self._clean_up(session.close(), error)
@@ -309,7 +314,7 @@ class Unit(Generic[R]):
             await self._clean_up(session.invalidate(), failure)
             if error is None:
                 raise
-            error.add_note(f"closing the session failed too: {describe(failure)}")
+            add_note(error, f"closing the session failed too: {describe(failure)}")
 
     async def _clean_up(self, work: Coroutine[Any, Any, None], error: BaseException | None) -> None:
         """To its end, or as long as patience lasts from the cancellation that made it necessary."""
@@ -338,25 +343,6 @@ class Unit(Generic[R]):
             self._commit_seconds += perf_counter() - started
 
 
-def _warn_about(result: object, body: Any) -> None:
-    """If an instance in it cannot be read, since the session is closed."""
-    if is_scalar(result):
-        return
-    for instance, state in _instances_in(result):
-        if state.expired or state.session is not None:
-            problem = "expired" if state.expired else "attached to a session"
-            code = code_of(body)
-            warnings.warn_explicit(
-                f"{code.co_qualname}() returned an instance of {type(instance).__name__} that is {problem}: "
-                "reading it fails, because the unit's session is closed. Return plain values, or use "
-                "async_sessionmaker(engine, expire_on_commit=False).",
-                IsolatedTasksWarning,
-                code.co_filename,
-                code.co_firstlineno,
-            )
-            return
-
-
 async def _leave(manager: AbstractAsyncContextManager[Any, Any], error: BaseException | None) -> None:
     if error is None:
         await manager.__aexit__(None, None, None)
@@ -368,29 +354,6 @@ def _closes_without_io(session: AsyncSession) -> bool:
     """No connection is held, and nobody has put code of their own into ``close()``."""
     plain = type(session).close is AsyncSession.close and type(session.sync_session).close is Session.close
     return plain and not session.in_transaction()
-
-
-def _instances_in(result: Any) -> list[tuple[object, InstanceState[Any]]]:
-    """The mapped instances in a result, one level deep."""
-    candidates: list[Any] = [result]
-    if issubclass(type(result), (list, tuple, set, frozenset, deque, Row)):
-        candidates.extend(result)
-    elif issubclass(type(result), (dict, RowMapping)):
-        candidates.extend([*result.keys(), *result.values()])
-    found: list[tuple[object, InstanceState[Any]]] = []
-    for candidate in candidates:
-        state: Any = _state_of(candidate)
-        if isinstance(state, _STATE):
-            found.append((candidate, state))
-    return found
-
-
-def _state_of(value: object) -> object:
-    # Past any `__getattribute__` of the user's, and any property that raises.
-    try:
-        return object.__getattribute__(value, "_sa_instance_state")
-    except AttributeError:
-        return None
 
 
 async def _gone(*_: Any) -> Any:

@@ -27,6 +27,7 @@ The text of an error has one line each for what happened, where, why it is wrong
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from types import FrameType
@@ -68,6 +69,14 @@ class IsolatedTasksWarning(UserWarning):
 def describe(error: BaseException) -> str:
     """As ``repr``, for exceptions of others, whose own ``repr`` may raise."""
     return "".join(traceback.format_exception_only(error)).strip()
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """A note on the error; in the log, if that takes none: a frozen dataclass does not, and is raised all the same."""
+    try:
+        error.add_note(text)
+    except Exception:  # noqa: BLE001 -- whatever its class has against it
+        logging.getLogger(__package__).warning("%s; it takes no note: %s", describe(error), text)
 
 
 def _place_of_call() -> str:
