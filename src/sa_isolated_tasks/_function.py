@@ -182,7 +182,7 @@ class IsolatedFunction(Isolated, Generic[P, R_co]):
             InstancePassedError: an argument is, or holds, an instance of another session.
             TypeError: the arguments do not fit the signature.
         """
-        check(Passed(self.__name__, args, kwargs, own=session), signature=self.__signature__)
+        check(Passed(self.__name__, args, kwargs, own=session))
         return self.__isolated__.fn(*self.__bound__, session, *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
