@@ -63,10 +63,8 @@ def _problem_with(part: object, session: AsyncSession | None) -> str | None:
 
 
 def _holds(result: object, session: AsyncSession | None) -> bool:
-    if session is None:
-        return False
     held = islice(children_of(result, _ATTRIBUTES), _ATTRIBUTES)
-    return any(child is session or child is session.sync_session for _, _, child in held)
+    return session is not None and any(child is session or child is session.sync_session for _, _, child in held)
 
 
 def _state_of(value: object) -> object:
