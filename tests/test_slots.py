@@ -239,6 +239,22 @@ def test_a_unit_that_ends_on_its_way_back_takes_no_slot(slots):
     assert (1, 0) == (slots.free, len(slots.returning))
 
 
+async def test_who_waits_for_the_turn_of_a_unit_that_ends_goes_on(slots):
+    """A helper has outlived its unit, whose slot somebody else has."""
+    waiter, queued = seated(slots), Seat(slots)
+    waiter.wait_for(queued)
+    other = seated(slots)
+    queued.leave()
+    helper = asyncio.create_task(waiter.come_back())
+    await asyncio.sleep(0)
+
+    waiter.leave()
+    async with asyncio.timeout(20):
+        await helper
+
+    assert other.holds
+
+
 async def test_coming_back_waits_for_the_turn(slots):
     """A lender goes on when it has its slot, and not before."""
     waiter, queued = seated(slots), Seat(slots)

@@ -33,7 +33,7 @@ async def test_what_is_to_be_held_is_said_by_a_subclass():
     """The driver itself has no policy."""
     steps = Steps(asyncio.sleep(0))
 
-    for question in (steps.holds, steps.owns, steps.on_hold):
+    for question in (steps.holds, steps.owns, steps.on_hold, lambda: steps.finish(asyncio.current_task())):
         with pytest.raises(NotImplementedError):
             question()
     await asyncio.create_task(run(Holding(steps._coroutine)))

@@ -160,16 +160,14 @@ class Driven(Steps[R]):
                 self._forget()
         return result
 
-    def finish_it(self) -> Generator[Any, None, None]:
+    def finish(self, unfinished: asyncio.Task[None]) -> Generator[Any, None, None]:
         # Q: The call is over, why not go on? A: Its connection may still be being closed, and what the body did with
         # the session in that time would come in between:
         # test_commit_in_body.py::test_a_transaction_after_one_that_was_given_up_has_its_own_outcome.
-        giving_up, self.unfinished = self.unfinished, None
-        if giving_up is not None:
-            asked = times_cancelled()
-            _, cancelled = yield from settle(asyncio.wait([giving_up])).__await__()
-            if cancelled is not None:
-                self._hold(cancelled, asked)
+        asked = times_cancelled()
+        _, cancelled = yield from settle(asyncio.wait([unfinished])).__await__()
+        if cancelled is not None:
+            self._hold(cancelled, asked)
 
     def _forget(self) -> None:
         """The session need not know of this any longer, nor keep it."""

@@ -110,8 +110,8 @@ class Steps(Generic[R]):
         """A cancellation was remembered; before that there was none."""
         raise NotImplementedError
 
-    def finish_it(self) -> Generator[Any, None, None]:
-        """Waits for what is `unfinished`, and forgets it."""
+    def finish(self, unfinished: asyncio.Task[None]) -> Generator[Any, None, None]:
+        """Waits for what was begun."""
         raise NotImplementedError
 
     def __await__(self) -> Generator[Any, None, R]:  # noqa: C901, PLR0912 -- one function more is one call more a suspension
@@ -134,8 +134,9 @@ class Steps(Generic[R]):
                 error = None
                 if self.holds():
                     error = yield from self._wait(waiting)
-                    if self.unfinished is not None:
-                        yield from self.finish_it()
+                    unfinished, self.unfinished = self.unfinished, None
+                    if unfinished is not None:
+                        yield from self.finish(unfinished)
                 elif self.held is not None:
                     error = yield from self._pass_on(waiting)
                 else:
