@@ -355,3 +355,18 @@ def test_an_error_of_a_connection_that_was_given_up_is_none(tmp_path):
         _aborted._note(SimpleNamespace(connection=connection, original_exception=asyncio.CancelledError()))
 
         assert not _aborted._errors
+
+
+def test_a_driver_that_counts_no_changes_begins_all_the_same():
+    """There are others that speak SQLite, and every session of the process is listened to."""
+
+    class Connection:
+        dialect = SimpleNamespace(name="sqlite")
+        connection = SimpleNamespace(driver_connection=object())
+        invalidated = False
+
+    connection = Connection()
+    _aborted.note_begin(connection)
+    _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
+
+    assert not _aborted._errors

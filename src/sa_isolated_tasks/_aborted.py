@@ -67,14 +67,19 @@ def _is_deadlock(error: BaseException) -> bool:
 
 
 def note_begin(connection: Connection) -> None:
-    """A transaction has begun on SQLite."""
-    _written_before[weakref.ref(connection, _connection_collected)] = _driver_of(connection).total_changes
+    """A transaction has begun on SQLite; not every driver counts, and none may make it fail."""
+    written = getattr(_driver_of(connection), "total_changes", None)
+    if written is not None:
+        _written_before[weakref.ref(connection, _connection_collected)] = written
 
 
 def _has_taken_back(connection: Connection) -> bool:
     """Whether something was written in the transaction, and there is none any more."""
-    driver, before = _driver_of(connection), _written_before.get(weakref.ref(connection))
-    return before is not None and driver.total_changes > before and not driver.in_transaction
+    before = _written_before.get(weakref.ref(connection))
+    if before is None:
+        return False
+    driver = _driver_of(connection)
+    return bool(driver.total_changes > before and not driver.in_transaction)
 
 
 def _driver_of(connection: Connection) -> Any:
