@@ -163,7 +163,7 @@ class Driven(Steps[R]):
     def finish(self, unfinished: asyncio.Task[None]) -> Generator[Any, None, None]:
         # Q: The call is over, why not go on? A: Its connection may still be being closed, and what the body did with
         # the session in that time would come in between:
-        # test_commit_in_body.py::test_a_transaction_after_one_that_was_given_up_has_its_own_outcome.
+        # test_driving.py::test_a_body_goes_on_when_what_was_given_up_is_closed.
         asked = times_cancelled()
         _, cancelled = yield from settle(asyncio.wait([unfinished])).__await__()
         if cancelled is not None:
