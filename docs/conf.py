@@ -75,12 +75,6 @@ _OUTSIDE = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)]+|[A-Z]+\.md)\
 _PRIVATE = re.compile(r"^sa_isolated_tasks\._\w+\.")
 
 
-def pages_that_are_there(_app: Sphinx, docname: str, source: list[str]) -> None:
-    """The page of benchmarks is in the contents as soon as there is one."""
-    if docname == "index" and not (HERE / "benchmarks.md").exists():
-        source[0] = source[0].replace("\nbenchmarks\n", "\n")
-
-
 def links_out_of_the_site(_app: Sphinx, *names_and_source: Any) -> None:
     """A link to a file of the repository becomes one to its page, or the file's name."""
 
@@ -108,7 +102,6 @@ def public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", pages_that_are_there)
     app.connect("source-read", links_out_of_the_site)
     app.connect("include-read", links_out_of_the_site)
     app.connect("missing-reference", public_name)

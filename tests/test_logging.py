@@ -118,6 +118,12 @@ async def test_a_cancelled_unit_is_logged_with_the_reason(LiteSession, log):
     assert message.endswith("none: not needed")
 
 
+@pytest.mark.parametrize("slow", [-1, "1", float("nan")], ids=repr)
+def test_a_threshold_that_is_no_number_of_seconds_is_refused(slow):
+    with pytest.raises(ValueError, match="slow is in seconds, from 0, or None for never; it cannot be"):
+        LoggingListener(slow=slow)
+
+
 @pytest.mark.parametrize(("slow", "level"), [(0, "WARNING"), (3600, "INFO"), (None, "INFO")], ids=str)
 async def test_a_slow_unit_is_a_warning(LiteSession, log, slow, level):
     """From the threshold of the logging listener on the end is a WARNING."""

@@ -6,12 +6,11 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from sa_isolated_tasks._events import Listener, ScopeWaiting, UnitEnded, UnitStarted
 from sa_isolated_tasks._types import TaskState
-from sa_isolated_tasks.exceptions import DeclarationError
+from sa_isolated_tasks.exceptions import DeclarationError, check_seconds
 
 __all__ = ["LOGGER", "LoggingListener", "hear_starts", "notify", "with_logging"]
 
@@ -28,7 +27,6 @@ _TEXTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class LoggingListener:
     """
     Logs units to the logger ``sa_isolated_tasks``.
@@ -41,10 +39,17 @@ class LoggingListener:
     Args:
         slow: seconds from which on an end is logged as WARNING; None for never.
 
+    Raises:
+        ValueError: *slow* is no number of seconds.
+
     .. versionadded:: 0.1.0
     """
 
-    slow: float | None = None
+    __slots__ = ("slow",)
+
+    def __init__(self, slow: float | None = None) -> None:
+        check_seconds("slow", slow, or_none=", or None for never")
+        self.slow = slow
 
     def unit_started(self, event: UnitStarted, /) -> None:
         if LOGGER.isEnabledFor(logging.DEBUG):

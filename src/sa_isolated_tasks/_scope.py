@@ -19,11 +19,11 @@ from sa_isolated_tasks._logging import with_logging
 from sa_isolated_tasks._protect import LAST_WORDS, settle
 from sa_isolated_tasks._runner import Runner
 from sa_isolated_tasks._slots import Seat
-from sa_isolated_tasks._spawn import Options, Spawner, Spawning, check_seconds
+from sa_isolated_tasks._spawn import Options, Spawner, Spawning
 from sa_isolated_tasks._steps import times_cancelled
 from sa_isolated_tasks._types import Context, Factory, Guard, Limit, OnFailure, ScopeSnapshot, TaskState, UnitSnapshot
 from sa_isolated_tasks._watch import watch_sessions
-from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError
+from sa_isolated_tasks.exceptions import ScopeClosedError, WrongLoopError, check_seconds
 
 __all__ = ["TaskScope"]
 

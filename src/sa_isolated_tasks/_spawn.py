@@ -7,7 +7,6 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -33,34 +32,35 @@ from sa_isolated_tasks._signature import (
 )
 from sa_isolated_tasks._types import Context, Guard, SessionT, Welcome
 from sa_isolated_tasks._unit import Unit
-from sa_isolated_tasks.exceptions import DeclarationError, NoTransactionError
+from sa_isolated_tasks.exceptions import DeclarationError, NoTransactionError, check_seconds
 
-__all__ = ["Options", "Spawner", "Spawning", "check_seconds"]
+__all__ = ["Options", "Spawner", "Spawning"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
 class Options:
     """What ``options()`` takes; checked when it is made."""
 
-    name: str | None = None
-    timeout: float | None = None
-    context: Context = "copy"
-    guard: Guard = "raise"
+    __slots__ = ("context", "guard", "name", "timeout")
 
-    def __post_init__(self) -> None:
-        check_seconds("timeout", self.timeout)
-        if self.context not in {"copy", "fresh"}:
-            raise ValueError(f'context is "copy" or "fresh", not {self.context!r}')
-        if self.guard not in {"raise", "warn", "off"}:
-            raise ValueError(f'guard is "raise", "warn" or "off", not {self.guard!r}')
-
-
-def check_seconds(name: str, value: Any, *, or_none: str = ", or None for no limit") -> None:
-    if not (value is None and or_none) and not (isinstance(value, int | float) and value >= 0):
-        raise ValueError(f"{name} is in seconds, from 0{or_none}; it cannot be {value!r}")
+    def __init__(
+        self,
+        name: str | None = None,
+        timeout: float | None = None,
+        context: Context = "copy",
+        guard: Guard = "raise",
+    ) -> None:
+        check_seconds("timeout", timeout)
+        if context not in {"copy", "fresh"}:
+            raise ValueError(f'context is "copy" or "fresh", not {context!r}')
+        if guard not in {"raise", "warn", "off"}:
+            raise ValueError(f'guard is "raise", "warn" or "off", not {guard!r}')
+        self.name = name
+        self.timeout = timeout
+        self.context: Context = context
+        self.guard: Guard = guard
 
 
 class _Call(NamedTuple):

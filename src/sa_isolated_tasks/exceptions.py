@@ -66,6 +66,11 @@ class IsolatedTasksWarning(UserWarning):
     """
 
 
+def check_seconds(name: str, value: object, *, or_none: str = ", or None for no limit") -> None:
+    if not (value is None and or_none) and not (isinstance(value, int | float) and value >= 0):
+        raise ValueError(f"{name} is in seconds, from 0{or_none}; it cannot be {value!r}")
+
+
 def describe(error: BaseException) -> str:
     """As ``repr``, for exceptions of others, whose own ``repr`` may raise."""
     return "".join(traceback.format_exception_only(error)).strip()
