@@ -51,7 +51,7 @@ _MODULES = {
     LISTEN: "_aborted _watch",
     SPAWN: "_callsite _cure _function _guard _holders _isolated _scope _signature _spawn _walk __init__ exceptions",
     KEEP: "_after_commit _blocking _context _handle _leaving _queue _quiet _runner _slots _types",
-    RUN: "_call _driving _factory _gate _protect _results _steps _unit",
+    RUN: "_call _driving _factory _gate _protect _results _steps _suspended _unit",
     TELL: "_events _logging",
 }
 _PART_OF_MODULE = {module: part for part, modules in _MODULES.items() for module in modules.split()}

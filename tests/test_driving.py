@@ -590,26 +590,42 @@ async def test_a_cancellation_outside_of_a_call_comes_at_once(session):
         await task
 
 
-async def test_a_call_through_an_awaitable_object_is_seen(session, slow):
+@pytest.mark.parametrize("way", ["its coroutine's", "a generator", "an async generator", "one with a default"])
+async def test_a_call_through_an_awaitable_object_is_seen(session, slow, way):
     """What stands between the body and the call may be an object with an ``__await__`` of its own."""
 
     class Call:
         def __await__(self):
             return slow.select(session).__await__()
 
+    class Counted:
+        def __await__(self):
+            return (yield from slow.select(session).__await__())
+
+    async def values():
+        yield await slow.select(session)
+
+    calls = {
+        "its coroutine's": Call,
+        "a generator": Counted,
+        "an async generator": lambda: anext(values()),
+        "one with a default": lambda: anext(values(), None),
+    }
+
+    answers = []
+
     async def body():
-        return await Call()
+        answers.append(await calls[way]())
 
     task = driven(body(), session)
     await slow.reached.wait()
     task.cancel()
     await asyncio.sleep(0)
-    before = task.done()
     slow.release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert not before
+    assert answers == [42]
 
 
 async def test_the_error_of_a_cancelled_unit_is_in_its_handle(sqlite_engine, slow):

@@ -8,7 +8,8 @@ import contextlib
 import pytest
 
 from sa_isolated_tasks._gate import Gate
-from sa_isolated_tasks._steps import PatienceEnded, Steps, awaited_by, has_run_out
+from sa_isolated_tasks._steps import PatienceEnded, Steps
+from sa_isolated_tasks._suspended import awaited_by, has_run_out
 
 
 class Holding(Steps):
@@ -350,27 +351,6 @@ async def test_who_leaves_in_the_middle_of_a_timeout_is_cancelled_as_often_as_be
 
     assert (2, False) == await task
     steps._coroutine.close()
-
-
-async def test_what_is_awaited_is_seen_through_an_object_with_an_await_of_its_own():
-    """Such as a handle: what its ``__await__`` gives hides a coroutine."""
-
-    async def inner():
-        await Turn()
-
-    class Awaitable:
-        def __await__(self):
-            return inner().__await__()
-
-    async def work():
-        await Awaitable()
-
-    coroutine = work()
-    coroutine.send(None)
-    names = [getattr(awaiting, "__name__", "") for awaiting in awaited_by(coroutine)]
-    coroutine.close()
-
-    assert {"work", "inner"} <= set(names)
 
 
 async def test_a_timeout_of_the_work_runs_out_without_a_hold():

@@ -25,7 +25,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sa_isolated_tasks._protect import LAST_WORDS, settle
-from sa_isolated_tasks._steps import Steps, awaited_by, has_run_out, times_cancelled
+from sa_isolated_tasks._steps import Steps, times_cancelled
+from sa_isolated_tasks._suspended import awaited_by, has_run_out
 from sa_isolated_tasks._watch import Record
 
 __all__ = ["Driven"]
@@ -237,9 +238,15 @@ def _is_in_a_call(coroutine: Any) -> bool:
     A driver may wait with a timeout too, and is in a call all the same:
     test_commit_in_body.py::test_a_driver_that_waits_with_a_timeout_is_in_a_call.
     """
-    chain = list(itertools.dropwhile(_is_of_the_body, awaited_by(coroutine)))
-    called = next(filter(_is_of_the_body, chain), None)
-    return bool(chain) and not _filename_of(called).startswith(_ASYNCIO)
+    is_inside = False
+    # In one loop, and without a function for each link: on SQLite this is asked at every suspension.
+    for awaiting in awaited_by(coroutine):
+        code = getattr(awaiting, "cr_code", None)
+        if code is not None and code.co_filename.startswith(_SQLALCHEMY):
+            is_inside = True
+        elif is_inside:
+            return code is None or not code.co_filename.startswith(_ASYNCIO)
+    return is_inside
 
 
 def _is_in_a_driver(coroutine: Any) -> bool:

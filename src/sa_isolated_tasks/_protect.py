@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, final
 
-from sa_isolated_tasks._steps import PatienceEnded, Steps, awaited_by, has_run_out
+from sa_isolated_tasks._steps import PatienceEnded, Steps
+from sa_isolated_tasks._suspended import awaited_by, has_run_out
 
 __all__ = ["LAST_WORDS", "finish", "settle"]
 

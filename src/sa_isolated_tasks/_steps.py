@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import sys
-from collections.abc import Coroutine, Generator, Iterable, Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar, cast
 
 from sa_isolated_tasks._gate import Gate, let_threads_run
+from sa_isolated_tasks._suspended import awaited_by, groups_being_left, groups_that_cancelled
 
 __all__ = [
     "PatienceEnded",
     "Steps",
     "anyio_shield",
-    "awaited_by",
     "awaited_deep_down",
-    "has_run_out",
     "times_cancelled",
 ]
 
@@ -153,14 +151,14 @@ class Steps(Generic[R]):
                 self._coroutine.close()
 
     def _wait(self, waiting: asyncio.Future[Any] | None) -> Generator[Any, None, BaseException | None]:
-        """Waits for what the coroutine waits for. A cancellation is remembered, and does not get there."""
+        """Waits, while it holds, for what the coroutine waits for. A cancellation is kept, and goes no further."""
         if waiting is None:
             waiting = _next_turn()
         # Whoever yields a future to its task says so by this flag; it is another one that is yielded now.
         waiting._asyncio_future_blocking = False  # noqa: SLF001 -- the protocol between futures and tasks
         shield: AbstractContextManager[Any] | None = None
         asked = times_cancelled()
-        while not waiting.done() and self.holds():
+        while not waiting.done():
             try:
                 # Q: Why not yield it as it is? A: The task would cancel it. Q: Why behind anyio's shield? A: A cancel
                 # scope cancels in every turn of the loop, and one core would be busy until the commit is through:
@@ -187,6 +185,8 @@ class Steps(Generic[R]):
                     yield from self._take_back()
                 self._waiting = waiting
                 raise PatienceEnded
+            if not waiting.done() and not self.holds():
+                break
         return (yield from self._resume(waiting))
 
     def _resume(self, waiting: asyncio.Future[Any]) -> Generator[Any, None, BaseException | None]:
@@ -225,8 +225,8 @@ class Steps(Generic[R]):
         # Each cancels its task once, so one that was seen before is not the cause. One that was still in its block
         # takes that back, and sees to it when it is left; one that was waiting for its tasks already does not.
         chain = list(awaited_deep_down(self._coroutine))
-        fresh = [group for group in _groups_that_cancelled(chain) if group not in self._seen]
-        leaving = _groups_being_left(chain)
+        fresh = [group for group in groups_that_cancelled(chain) if group not in self._seen]
+        leaving = groups_being_left(chain)
         self._seen += tuple(fresh)
         self._groups += tuple(group for group in fresh if group in leaving)
 
@@ -324,25 +324,6 @@ def _chain_of(error: BaseException) -> list[BaseException]:
     return chain
 
 
-# What CPython puts between an `await` and the coroutine or async generator behind it.
-_WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
-
-
-def _is_suspended(held: object) -> bool:
-    return hasattr(held, "cr_await") or hasattr(held, "ag_await")
-
-
-def awaited_by(coroutine: Any) -> Iterator[Any]:
-    """The chain of coroutines in which this one is suspended, itself included."""
-    awaiting = coroutine
-    while awaiting is not None:
-        yield awaiting
-        inner = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
-        if inner is None and type(awaiting).__name__ in _WRAPPERS:
-            inner = next((held for held in gc.get_referents(awaiting) if _is_suspended(held)), None)
-        awaiting = inner
-
-
 def awaited_deep_down(coroutine: Any) -> Iterator[Any]:
     """As `awaited_by`, and on into what a driver in the chain drives."""
     driven: Any = coroutine
@@ -353,35 +334,6 @@ def awaited_deep_down(coroutine: Any) -> Iterator[Any]:
         frame = getattr(awaiting, "gi_frame", None)
         driver: Any = None if frame is None else frame.f_locals.get("self")
         driven = driver.driven if isinstance(driver, _STEPS) else None
-
-
-def has_run_out(chain: Iterable[Any]) -> bool:
-    """Whether a suspended coroutine in *chain* is inside of an ``asyncio.timeout`` that has run out."""
-    return any(isinstance(manager, asyncio.Timeout) and manager.expired() for manager in _entered(chain))
-
-
-def _groups_that_cancelled(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
-    """The task groups around a suspended coroutine in *chain* that have cancelled their task; they tell nobody."""
-    groups = [manager for manager in _entered(chain) if isinstance(manager, asyncio.TaskGroup)]
-    return [group for group in dict.fromkeys(groups) if getattr(group, "_parent_cancel_requested", False)]
-
-
-def _groups_being_left(chain: Iterable[Any]) -> list[asyncio.TaskGroup]:
-    code = asyncio.TaskGroup.__aexit__.__code__
-    return [awaiting.cr_frame.f_locals["self"] for awaiting in chain if getattr(awaiting, "cr_code", None) is code]
-
-
-def _entered(chain: Iterable[Any]) -> Iterator[object]:
-    """
-    The context managers that suspended coroutines are inside of; and others whose methods they hold.
-
-    One lives on the stack of the frame that has entered it, as the bound method that will leave it, and in the frame of
-    that method once it runs.
-    """
-    for awaiting in chain:
-        yield from _groups_being_left([awaiting])
-        for held in gc.get_referents(awaiting):
-            yield getattr(held, "__self__", None)
 
 
 def anyio_shield() -> AbstractContextManager[Any]:
