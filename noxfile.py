@@ -1,8 +1,8 @@
 """
 What can be run: ``nox -l``.
 
-``nox`` alone runs what a contributor needs before a commit. ``nox -s tests`` needs nothing but the Python that runs
-nox; ``nox -s matrix pairs`` needs the others too. With ``CI`` in the environment a missing Python is a failure.
+``nox`` alone runs what a contributor needs before a commit. That and ``nox -s tests_here`` need nothing but the Python
+that runs nox; ``nox -s tests`` needs the others too. With ``CI`` in the environment a missing Python is a failure.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 PROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = {name: nox.project.dependency_groups(PROJECT, name) for name in PROJECT["dependency-groups"]}
 
-# All tests run on each SQLAlchemy and on each Python, the quick ones on each pair of them. The session `coverage` is
-# the newest pair, and `tests` the oldest Python with the newest SQLAlchemy where that is the Python of nox.
-ALL = [("3.11", "1.4.54"), ("3.11", "2.0.0"), ("3.12", "2.0.*")]
-OTHERS = [
-    *[("3.11", "2.0.*"), ("3.11", "2.1.*")],
-    *[("3.12", "1.4.54"), ("3.12", "2.0.0"), ("3.12", "2.1.*")],
-    # Not with 2.0.0: SQLAlchemy 2.0 does not import on Python 3.13 before 2.0.31.
-    *[("3.13", "1.4.54"), ("3.13", "2.0.*")],
+NEWEST = "2.1.*"
+# Every pair that imports: 2.0.0 is not here with 3.13, on which SQLAlchemy imports from 2.0.31 on.
+PAIRS = [
+    *[("3.11", "1.4.54"), ("3.11", "2.0.0"), ("3.11", "2.0.*"), ("3.11", NEWEST)],
+    *[("3.12", "1.4.54"), ("3.12", "2.0.0"), ("3.12", "2.0.*"), ("3.12", NEWEST)],
+    *[("3.13", "1.4.54"), ("3.13", "2.0.*"), ("3.13", NEWEST)],
 ]
+# On these all the tests run, so that each Python and each SQLAlchemy is there; on the others the quick ones.
+FULL = [("3.11", "1.4.54"), ("3.11", "2.0.0"), ("3.12", "2.0.*")]
+# And on these. They have no tag: in CI the first is `tests_here`, whose Python is 3.11 there, the other is `coverage`.
+ELSEWHERE = [("3.11", NEWEST), ("3.13", NEWEST)]
 
 
 def _named(pairs: list[tuple[str, str]]) -> list[nox.param]:
-    return [nox.param(*pair, id=f"py{pair[0]}-sqlalchemy{pair[1].rstrip('.*')}") for pair in pairs]
+    def tags_of(pair: tuple[str, str]) -> list[str]:
+        return ["full"] if pair in FULL else [] if pair in ELSEWHERE else ["quick"]
+
+    return [nox.param(*pair, id=f"py{pair[0]}-sqlalchemy{pair[1].rstrip('.*')}", tags=tags_of(pair)) for pair in pairs]
 
 
-NEWEST = "2.1.*"
 # SQLModel needs SQLAlchemy 2.0.14.
 OLD, NOT_WITH_OLD = ("1.4.54", "2.0.0"), ("sqlmodel",)
 # The oldest that pyproject.toml allows; with them only what needs no other library, since those ask for newer ones.
@@ -84,7 +88,21 @@ def run_tests(session: nox.Session, *args: str) -> None:
 
 
 @nox.session
-def tests(session: nox.Session) -> None:
+@nox.parametrize(("python", "sqlalchemy"), _named(PAIRS))
+def tests(session: nox.Session, sqlalchemy: str) -> None:
+    """The tests on a pair of Python and SQLAlchemy: all of them on five, on the others the quick ones."""
+    # SQLAlchemy 1.4 has no types of its own.
+    group = GROUPS["test" if sqlalchemy.startswith("1.") else "types"]
+    install(
+        session,
+        *[name for name in group if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))],
+        sqlalchemy=sqlalchemy,
+    )
+    run_tests(session, *([] if (session.python, sqlalchemy) in [*FULL, *ELSEWHERE] else QUICK))
+
+
+@nox.session
+def tests_here(session: nox.Session) -> None:
     """The tests on this Python and the newest SQLAlchemy."""
     install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
     run_tests(session)
@@ -107,28 +125,6 @@ def coverage(session: nox.Session) -> None:
     session.run(*STRICT, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
-
-
-@nox.session
-@nox.parametrize(("python", "sqlalchemy"), _named(ALL))
-def matrix(session: nox.Session, sqlalchemy: str) -> None:
-    """The tests on another Python and SQLAlchemy."""
-    # SQLAlchemy 1.4 has no types of its own.
-    group = "test" if sqlalchemy.startswith("1.") else "types"
-    install(session, *_that_work_with(sqlalchemy, group), sqlalchemy=sqlalchemy)
-    run_tests(session)
-
-
-@nox.session
-@nox.parametrize(("python", "sqlalchemy"), _named(OTHERS))
-def pairs(session: nox.Session, sqlalchemy: str) -> None:
-    """The quick tests on every other pair of Python and SQLAlchemy that imports."""
-    install(session, *_that_work_with(sqlalchemy, "test"), sqlalchemy=sqlalchemy)
-    run_tests(session, *QUICK)
-
-
-def _that_work_with(sqlalchemy: str, group: str) -> list[str]:
-    return [name for name in GROUPS[group] if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))]
 
 
 @nox.session(python="3.11")

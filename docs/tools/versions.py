@@ -23,7 +23,7 @@ Which ranges are supported, and when one is dropped, is in [the promises](../SEC
 This page is made of the results of test runs, and not by hand:
 
 ```sh
-SIT_VERSIONS=build/versions nox -s coverage matrix pairs
+SIT_VERSIONS=build/versions nox -s tests
 python docs/tools/versions.py build/versions
 ```
 
