@@ -41,6 +41,13 @@ class SlowStatement:
     async def select(self, session):
         return (await session.execute(sa.text("select slow()"))).scalar()
 
+    async def end_after_cancelling(self, task, *reason):
+        """The cancellation comes while the statement runs, which is released only then."""
+        await self.reached.wait()
+        task.cancel(*reason)
+        await asyncio.sleep(0)
+        self.release.set()
+
 
 @pytest.fixture
 async def slow(sqlite_engine):
@@ -155,10 +162,7 @@ async def test_a_cancellation_in_a_statement_comes_after_it(session, slow):
             steps.append("cancelled here")
 
     task = driven(body(), session)
-    await slow.reached.wait()
-    task.cancel("why")
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task, "why")
     with pytest.raises(asyncio.CancelledError, match="why"):
         await task
 
@@ -210,10 +214,7 @@ async def test_a_session_that_may_connect_to_sqlite_is_known_before_it_does(sqli
 async def test_a_cancellation_in_the_last_statement_comes_at_the_end(session, slow):
     """The body has no other suspension: it is cancelled when it returns."""
     task = driven(slow.select(session), session)
-    await slow.reached.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task)
 
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -234,10 +235,7 @@ async def test_a_cancellation_in_a_statement_comes_at_the_entry_of_the_next_call
             raise
 
     task = driven(body(), session)
-    await slow.reached.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -448,10 +446,7 @@ async def test_a_body_that_fails_while_its_cancellation_is_held_is_cancelled(ses
         raise ValueError("no")
 
     task = driven(body(), session)
-    await slow.reached.wait()
-    task.cancel("held")
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task, "held")
     with pytest.raises(ValueError if taken_back else asyncio.CancelledError) as caught:
         await task
 
@@ -496,10 +491,7 @@ async def test_a_hold_in_the_call_of_a_listener(session, slow):
         await session.flush()
 
     task = driven(body(), session)
-    await slow.reached.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -515,10 +507,7 @@ async def test_a_cancellation_comes_at_the_entry_of_a_call_of_core(session, slow
             done.append(number)
 
     task = driven(body(), session)
-    await slow.reached.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -618,10 +607,7 @@ async def test_a_call_through_an_awaitable_object_is_seen(session, slow, way):
         answers.append(await calls[way]())
 
     task = driven(body(), session)
-    await slow.reached.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    slow.release.set()
+    await slow.end_after_cancelling(task)
     with pytest.raises(asyncio.CancelledError):
         await task
 
