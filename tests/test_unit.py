@@ -161,20 +161,30 @@ async def test_a_failed_commit_is_the_failure_of_the_unit(engine, Session, names
     assert (Outcome.ROLLED_BACK, 0) == (unit.outcome, engine.pool.checkedout())
 
 
-async def test_a_connection_that_dies_during_the_commit_leaves_the_outcome_unknown(psycopg, make_engine):
-    """COMMIT itself fails because the server has ended the connection: nobody knows, and nobody pretends to."""
-    engine, killer = make_engine(psycopg), make_engine(psycopg)
+def end_connection(engine, connection, pid):
+    """Ends the server's side of the current connection from another one, in the middle of a call."""
 
-    async def terminate(pid):
-        async with killer.connect() as connection:
-            await connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+    async def terminate():
+        async with engine.connect() as another:
+            await another.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+
+    connection.connection.dbapi_connection.run_async(lambda _: terminate())
+
+
+async def pid_of(session):
+    return (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
+
+
+@pytest.mark.parametrize("whose", ["the unit's", "the body's"])
+async def test_a_connection_that_dies_during_the_commit_leaves_the_outcome_unknown(psycopg, make_engine, whose):
+    """COMMIT itself fails because the server has ended the connection: nobody knows, and nobody pretends to."""
+    engine, another = make_engine(psycopg), make_engine(psycopg)
 
     async def body(session):
-        pid = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
-
-        @event.listens_for(engine.sync_engine, "commit")
-        def _terminate(connection):
-            connection.connection.dbapi_connection.run_async(lambda _: terminate(pid))
+        pid = await pid_of(session)
+        event.listen(engine.sync_engine, "commit", lambda connection: end_connection(another, connection, pid))
+        if whose == "the body's":
+            await session.commit()
 
     unit = unit_of(session_maker(engine), body)
     with pytest.raises(DBAPIError):
@@ -185,19 +195,16 @@ async def test_a_connection_that_dies_during_the_commit_leaves_the_outcome_unkno
 
 async def test_a_connection_that_dies_in_the_flush_of_a_commit_has_committed_nothing(psycopg, make_engine):
     """COMMIT was never sent, so the outcome is known, though it is ``commit()`` that fails."""
-    engine, killer = make_engine(psycopg), make_engine(psycopg)
-
-    async def terminate(pid):
-        async with killer.connect() as connection:
-            await connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+    engine, another = make_engine(psycopg), make_engine(psycopg)
 
     async def body(session):
-        pid = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
+        pid = await pid_of(session)
         session.add(Item(name="a"))
-
-        @event.listens_for(session.sync_session, "before_flush")
-        def _terminate(flushing, *_):
-            flushing.connection().connection.dbapi_connection.run_async(lambda _: terminate(pid))
+        event.listen(
+            session.sync_session,
+            "before_flush",
+            lambda flushing, *_: end_connection(another, flushing.connection(), pid),
+        )
 
     unit = unit_of(session_maker(engine), body)
     with pytest.raises(DBAPIError):
@@ -983,30 +990,6 @@ async def test_a_result_whose_attributes_raise_is_left_alone(LiteSession):
         return Proxy()
 
     assert isinstance(await unit_of(LiteSession, body).run(), Proxy)
-
-
-async def test_a_body_whose_own_commit_dies_leaves_the_outcome_unknown(psycopg, make_engine):
-    """As for the unit's commit: the server ends the connection during COMMIT."""
-    engine, killer = make_engine(psycopg), make_engine(psycopg)
-
-    async def terminate(pid):
-        async with killer.connect() as connection:
-            await connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
-
-    async def body(session):
-        pid = (await session.execute(sa.text("select pg_backend_pid()"))).scalar()
-
-        @event.listens_for(engine.sync_engine, "commit")
-        def _terminate(connection):
-            connection.connection.dbapi_connection.run_async(lambda _: terminate(pid))
-
-        await session.commit()
-
-    unit = unit_of(session_maker(engine), body)
-    with pytest.raises(DBAPIError):
-        await unit.run()
-
-    assert Outcome.UNKNOWN is unit.outcome
 
 
 async def test_an_attached_instance_as_the_result_is_warned_about(LiteSession):
