@@ -4,8 +4,6 @@ What a scope and a unit tell their listeners.
 What is made for every unit is a named tuple: a frozen dataclass takes five times as long to make.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, Protocol
 
 from sa_isolated_tasks._types import Outcome, TaskState, Timing

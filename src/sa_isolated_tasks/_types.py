@@ -1,6 +1,8 @@
-"""The words of the package as types: states, outcomes, timings and the shapes of factories."""
+"""
+The words of the package as types: states, outcomes, timings and the shapes of factories.
 
-from __future__ import annotations
+Annotations are not postponed here, nor in `_events`: a named tuple compiles each that is a text, at every import.
+"""
 
 import enum
 from collections.abc import Callable
