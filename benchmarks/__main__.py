@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     if arguments.only == "imports":
-        print(f"{imports.milliseconds(plan.import_pairs):.1f} ms")
+        print(imports.measure(plan.import_pairs))
         return
     results = asyncio.run(_measure(arguments.quick))
     command = "nox -s bench -- --quick" if arguments.quick else "nox -s bench"

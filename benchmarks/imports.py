@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from statistics import median
+from typing import NamedTuple
 
 _SQLALCHEMY = "import sqlalchemy.ext.asyncio"
 _BOTH = "import sqlalchemy.ext.asyncio, sa_isolated_tasks"
@@ -14,15 +15,25 @@ _BOTH = "import sqlalchemy.ext.asyncio, sa_isolated_tasks"
 _CODE = "from time import process_time\nstarted = process_time()\n{}\nprint(process_time() - started)"
 
 
-def milliseconds(pairs: int, seed: int = 0) -> float:
-    """The median of the differences of pairs of new processes, in either order."""
+class Imported(NamedTuple):
+    """*milliseconds* over SQLAlchemy's import, and *ratio* to it."""
+
+    milliseconds: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds:.1f} ms over `{_SQLALCHEMY}`, {self.ratio:.2f} of what that takes"
+
+
+def measure(pairs: int, seed: int = 0) -> Imported:
+    """The medians over pairs of new processes, in either order."""
     order = random.Random(seed)  # noqa: S311 -- no secret
     _seconds(_BOTH)  # the files are compiled and in the cache of the disk
-    differences: list[float] = []
-    for _ in range(pairs):
-        took = {code: _seconds(code) for code in order.sample([_SQLALCHEMY, _BOTH], 2)}
-        differences.append(took[_BOTH] - took[_SQLALCHEMY])
-    return median(differences) * 1e3
+    took = [{code: _seconds(code) for code in order.sample([_SQLALCHEMY, _BOTH], 2)} for _ in range(pairs)]
+    return Imported(
+        median(pair[_BOTH] - pair[_SQLALCHEMY] for pair in took) * 1e3,
+        median(pair[_BOTH] / pair[_SQLALCHEMY] for pair in took) - 1,
+    )
 
 
 def _seconds(code: str) -> float:

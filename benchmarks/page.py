@@ -58,12 +58,13 @@ def _lines(results: Results, command: str) -> Iterator[str]:
     yield from _scale(results)
     yield from _others(results)
     yield from ["", "## Import", ""]
-    yield f"{results.imported:.1f} ms over `import sqlalchemy.ext.asyncio`: the median of the differences of pairs of"
+    yield f"{results.imported}:"
     yield _IMPORT
 
 
-_IMPORT = """new processes, in time of the processor, with this Python. With 3.11 a full run of the garbage collector
-may fall into it, which takes longer than the import. Alone: `python -m benchmarks --only imports`."""
+_IMPORT = """the medians of pairs of new processes, in time of the processor, with this Python.
+With 3.11 a full run of the garbage collector may fall into it, which takes longer than the import.
+Alone: `python -m benchmarks --only imports`."""
 
 
 def _method(results: Results) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Results:
     by_size: dict[str, list[float]]
     endurance: int
     resident: list[float]
-    imported: float
+    imported: imports.Imported
     watched: watching.Figures
     minutes: float
 
@@ -102,7 +102,7 @@ class Results:
         yield Target(flat, 1.05, endurance.growth(self.resident), is_chosen=True)
         many = f"{self.large.count:,} units over a pool of ten: to a semaphore by hand"
         yield Target(many, 1.0, self.large.ratio(OURS, BY_HAND).median)
-        yield Target("importing the package, after SQLAlchemy", 15, self.imported, "ms")
+        yield Target("importing the package, after SQLAlchemy", 15, self.imported.milliseconds, "ms")
 
 
 async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], None]) -> Results:
@@ -144,7 +144,7 @@ async def run(plan: Plan, setup: Setup, sqlite: Setup, tell: Callable[[str], Non
     with _timed(f"{plan.endurance:,} units", tell):
         resident = endurance.in_a_new_process(plan.endurance)
     with _timed("imports", tell):
-        imported = imports.milliseconds(plan.import_pairs)
+        imported = imports.measure(plan.import_pairs)
     with _timed("watching", tell):
         watched = watching.ratios(setup.engine.url.render_as_string(hide_password=False), plan.watch_pairs)
     return Results(

@@ -59,7 +59,7 @@ async def found(connected, monkeypatch):
     """What the smallest plan finds, without peers and new processes."""
     monkeypatch.setattr(peers, "installed", dict)
     monkeypatch.setattr(endurance, "in_a_new_process", lambda _units: [1.0] * 10)
-    monkeypatch.setattr(imports, "milliseconds", lambda _pairs: 1.0)
+    monkeypatch.setattr(imports, "measure", lambda _pairs: imports.Imported(1.0, 0.1))
     monkeypatch.setattr(watching, "ratios", lambda _url, _pairs: dict.fromkeys(BODIES, FACTORS))
     if sys.version_info < (3, 12):
         monkeypatch.setattr(counted, "instructions", instructions_of_another_python)
@@ -269,6 +269,17 @@ def test_the_guard_is_bounded(shape, monkeypatch):
 def test_memory_grows_to_its_highest():
     """Not to the last sample, which may happen to be low; the first is after a tenth."""
     assert endurance.growth([2.0, 3.0, 2.0]) == 1.5
+
+
+def test_an_import_is_compared_with_that_of_sqlalchemy(monkeypatch):
+    """By the difference, in milliseconds, and by the ratio; what the machine does meanwhile is in neither."""
+    seconds = {"import sqlalchemy.ext.asyncio": 0.2, "import sqlalchemy.ext.asyncio, sa_isolated_tasks": 0.25}
+    monkeypatch.setattr(imports, "_seconds", seconds.get)
+
+    imported = imports.measure(3)
+
+    assert imported == pytest.approx((50, 0.25))
+    assert str(imported) == "50.0 ms over `import sqlalchemy.ext.asyncio`, 0.25 of what that takes"
 
 
 async def test_what_runs_in_new_processes(asyncpg):
