@@ -272,7 +272,7 @@ def test_memory_grows_to_its_highest():
 
 
 def test_an_import_is_compared_with_that_of_sqlalchemy(monkeypatch):
-    """By the difference, in milliseconds, and by the ratio; what the machine does meanwhile is in neither."""
+    """By the difference, in milliseconds, and by the ratio."""
     seconds = {"import sqlalchemy.ext.asyncio": 0.2, "import sqlalchemy.ext.asyncio, sa_isolated_tasks": 0.25}
     monkeypatch.setattr(imports, "_seconds", seconds.get)
 
