@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from sa_isolated_tasks._gate import Gate
-from sa_isolated_tasks._steps import PatienceEnded, Steps
+from sa_isolated_tasks._steps import PatienceEnded, Steps, awaited_deep_down
 from sa_isolated_tasks._suspended import awaited_by, has_run_out
 
 
@@ -351,6 +351,38 @@ async def test_who_leaves_in_the_middle_of_a_timeout_is_cancelled_as_often_as_be
 
     assert (2, False) == await task
     steps._coroutine.close()
+
+
+async def test_what_is_awaited_is_seen_through_a_driver_wherever_it_waits():
+    """Behind its gate, and while it waits for what was begun meanwhile, in a coroutine of its own."""
+    release, finishing, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Finishing(Holding):
+        def finish(self, unfinished):
+            finishing.set()
+            yield from asyncio.wait([unfinished]).__await__()
+
+    async def work():
+        await release.wait()
+
+    steps = Finishing(work())
+    outer = run(steps)
+    task = asyncio.create_task(outer)
+
+    def names():
+        return {getattr(awaiting, "__name__", "") for awaiting in awaited_deep_down(outer)}
+
+    await asyncio.sleep(0)
+    behind_the_gate = names()
+    steps.unfinished = asyncio.create_task(finish.wait())
+    release.set()
+    await finishing.wait()
+    while_it_finishes = names()
+    finish.set()
+    await task
+
+    assert {"run", "_wait", "work"} <= behind_the_gate
+    assert {"run", "finish", "work"} <= while_it_finishes
 
 
 async def test_a_timeout_of_the_work_runs_out_without_a_hold():

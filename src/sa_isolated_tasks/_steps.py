@@ -328,12 +328,14 @@ def awaited_deep_down(coroutine: Any) -> Iterator[Any]:
     """As `awaited_by`, and on into what a driver in the chain drives."""
     driven: Any = coroutine
     while driven is not None:
-        awaiting: Any = driven
+        inner = None
         for awaiting in awaited_by(driven):
             yield awaiting
-        frame = getattr(awaiting, "gi_frame", None)
-        driver: Any = None if frame is None else frame.f_locals.get("self")
-        driven = driver.driven if isinstance(driver, _STEPS) else None
+            frame = getattr(awaiting, "gi_frame", None)
+            driver: Any = None if frame is None else frame.f_locals.get("self")
+            if isinstance(driver, _STEPS):
+                inner = driver.driven
+        driven = inner
 
 
 def anyio_shield() -> AbstractContextManager[Any]:
