@@ -49,7 +49,7 @@ class LoggingListener:
 
     def __init__(self, slow: float | None = None) -> None:
         check_seconds("slow", slow, or_none=", or None for never")
-        self.slow = slow
+        self.slow: float | None = slow
 
     def unit_started(self, event: UnitStarted, /) -> None:
         if LOGGER.isEnabledFor(logging.DEBUG):

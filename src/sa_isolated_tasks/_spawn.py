@@ -57,8 +57,8 @@ class Options:
             raise ValueError(f'context is "copy" or "fresh", not {context!r}')
         if guard not in {"raise", "warn", "off"}:
             raise ValueError(f'guard is "raise", "warn" or "off", not {guard!r}')
-        self.name = name
-        self.timeout = timeout
+        self.name: str | None = name
+        self.timeout: float | None = timeout
         self.context: Context = context
         self.guard: Guard = guard
 
