@@ -8,6 +8,7 @@ that runs nox; ``nox -s tests`` needs the others too. With ``CI`` in the environ
 from __future__ import annotations
 
 import os
+import sys
 
 import nox
 
@@ -83,8 +84,13 @@ def _python_of(session: nox.Session) -> str:
     return str(version).strip()
 
 
-def run_tests(session: nox.Session, *args: str) -> None:
-    session.run(*STRICT, "-m", "pytest", *args, *session.posargs)
+def run_tests(session: nox.Session, *args: str, which: str, with_coverage: bool = False) -> None:
+    """Says *which* tests they are, for the page of versions; if only some of them are run, it is told nothing."""
+    session.env["SIT_TESTS"] = which
+    if session.posargs:
+        session.env["SIT_VERSIONS"] = None
+    program = ("coverage", "run", "-m", "pytest") if with_coverage else ("pytest",)
+    session.run(*STRICT, "-m", *program, *args, *session.posargs)
 
 
 @nox.session
@@ -98,21 +104,26 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
         *[name for name in group if not (sqlalchemy in OLD and name.startswith(NOT_WITH_OLD))],
         sqlalchemy=sqlalchemy,
     )
-    run_tests(session, *([] if (session.python, sqlalchemy) in [*FULL, *ELSEWHERE] else QUICK))
+    which = _which(session.python, sqlalchemy)
+    run_tests(session, *([] if which == "all" else QUICK), which=which)
+
+
+def _which(python: object, sqlalchemy: str) -> str:
+    return "all" if (python, sqlalchemy) in [*FULL, *ELSEWHERE] else "quick"
 
 
 @nox.session
 def tests_here(session: nox.Session) -> None:
     """The tests on this Python and the newest SQLAlchemy."""
     install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
-    run_tests(session)
+    run_tests(session, which="all")
 
 
 @nox.session
 def quick(session: nox.Session) -> None:
     """The same without those that have to wait, for a server or a program."""
     install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
-    run_tests(session, *QUICK)
+    run_tests(session, *QUICK, which="quick")
 
 
 # Not on 3.11, which tells no tracer that a coroutine goes on with an exception: lines that have run look as if not.
@@ -122,7 +133,7 @@ def coverage(session: nox.Session) -> None:
     install(session, *GROUPS["test"], *GROUPS["types"], sqlalchemy=NEWEST)
     session.env["COVERAGE_FILE"] = f"{session.create_tmp()}/.coverage"
     session.run("coverage", "erase")
-    session.run(*STRICT, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
+    run_tests(session, which="all", with_coverage=True)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -133,9 +144,8 @@ def lowest(session: nox.Session) -> None:
     bare = [name for name in GROUPS["test"] if name.startswith(BARE)]
     install(session, *LOWEST, *bare, sqlalchemy="1.4.54")
     session.run("python", "-c", LOWEST_MEANT.format(LOWEST), silent=True)
-    session.env["SIT_VERSIONS"] = None  # the page of versions has the whole run on these
     # The plugin of the anyio that gets along with them makes pytest warn.
-    run_tests(session, "-p", "no:anyio", "-k", "not psycopg and not mariadb", *CORE_TESTS)
+    run_tests(session, "-p", "no:anyio", "-k", "not psycopg and not mariadb", *CORE_TESTS, which="core")
 
 
 @nox.session(python="3.13")
@@ -143,8 +153,8 @@ def lowest(session: nox.Session) -> None:
 def loops(session: nox.Session, loop: str) -> None:
     """The tests of scopes on another event loop, and with eager tasks."""
     install(session, *GROUPS["test"], sqlalchemy=NEWEST)
-    session.env["SIT_LOOP"], session.env["SIT_VERSIONS"] = loop, None
-    run_tests(session, *LOOP_TESTS)
+    session.env["SIT_LOOP"] = loop
+    run_tests(session, *LOOP_TESTS, which={"uvloop": "scopes on uvloop", "eager": "scopes with eager tasks"}[loop])
 
 
 @nox.session
@@ -180,6 +190,14 @@ def gum(session: nox.Session, sqlalchemy: str) -> None:
     session.install("--no-deps", "gum-ai==0.1.11")
     install(session, *GROUPS["gum"], sqlalchemy=sqlalchemy)
     session.run("python", "examples/gum", "--logs", session.create_tmp(), *session.posargs)
+
+
+@nox.session(python=False)
+def versions(session: nox.Session) -> None:
+    """Writes docs/versions.md of test runs, as in ``-- build/versions``; each that it speaks of has to be there."""
+    pairs = ["/".join([python, sqlalchemy, _which(python, sqlalchemy)]) for python, sqlalchemy in PAIRS]
+    others = ["3.11/1.4.54/core", f"3.13/{NEWEST}/scopes on uvloop", f"3.13/{NEWEST}/scopes with eager tasks"]
+    session.run(sys.executable, "docs/tools/versions.py", *session.posargs, *pairs, *others)
 
 
 @nox.session

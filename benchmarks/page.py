@@ -64,7 +64,7 @@ def _lines(results: Results, command: str) -> Iterator[str]:
 
 _IMPORT = """the medians of pairs of new processes, in time of the processor, with this Python.
 With 3.11 a full run of the garbage collector may fall into it, which takes longer than the import.
-Alone: `python -m benchmarks --only imports`."""
+Alone: `nox -s bench -- --only imports`."""
 
 
 def _method(results: Results) -> Iterator[str]:

@@ -21,6 +21,9 @@ IN_SOURCE = {
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
     *("noxfile.py", "conftest.py", "pyproject.toml", "PKG-INFO"),
 }
+# And all that is in these, but for what programs have left there.
+FOLDERS = (".ci", "benchmarks", "docs", "examples", "src", "tests")
+LEFT = {"__pycache__", "_build"}
 
 
 def build(outdir, *options):
@@ -62,7 +65,13 @@ def main(directory):
     expect("the type marker", "sa_isolated_tasks/py.typed" in in_package, True)
     with tarfile.open(next((directory / "source").glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expect("missing in the source distribution", IN_SOURCE - names, set())
+    wanted = IN_SOURCE | {
+        str(path.relative_to(ROOT))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and not LEFT.intersection(path.parts)
+    }
+    expect("missing in the source distribution", wanted - names, set())
 
     empty = directory / "empty"
     venv.create(empty, with_pip=True)

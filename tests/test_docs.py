@@ -76,6 +76,14 @@ def test_every_public_name_is_on_the_page_of_names():
     assert sorted(sa_isolated_tasks.__all__) == sorted(names)
 
 
+def test_no_module_of_the_package_is_longer_than_one_reads():
+    """As the rules in CONTRIBUTING.md say."""
+    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "src").rglob("*.py")}
+
+    assert len(lines) > 30
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
 # The versions that were tried.
 
 
@@ -93,20 +101,41 @@ def test_a_run_leaves_its_result_for_the_page_of_versions(tool, tmp_path, monkey
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "traceback or shield", *suite],
         cwd=ROOT,
-        env={**os.environ, "SIT_VERSIONS": str(tmp_path)},
+        env={**os.environ, "SIT_VERSIONS": str(tmp_path), "SIT_TESTS": "a few"},
         check=True,
         capture_output=True,
     )
     monkeypatch.setattr(tool, "PAGE", tmp_path / "versions.md")
 
-    tool.main(tmp_path)
-
     (result,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    python, sqlalchemy = (result[name].rpartition(".")[0] for name in ("python", "sqlalchemy"))
+    tool.main(tmp_path, [f"{python}/{sqlalchemy}.*/a few"])
+
     page = (tmp_path / "versions.md").read_text()
     assert result["tests"]["passed"] > 0
-    row = rf"^\| {result['python']} \| {result['sqlalchemy']} \| {result['tests']['passed']} "
+    versions = " | ".join([result["python"], result["sqlalchemy"], result["greenlet"], "a few"])
+    row = rf"^\| {re.escape(versions)} \| {result['tests']['passed']} "
     assert re.search(row, page, re.MULTILINE)
     assert re.search(r"\| SQLite [0-9.]+ \| aiosqlite [0-9.]+ \| [1-9]", page)
+
+
+@pytest.mark.parametrize("missing", ["3.12/2.0.0/all", "3.12/2.0.*/quick", "3.11/2.0.*/all", "3.12/2.0.58/all", None])
+def test_a_run_that_is_missing_makes_no_page(tool, tmp_path, monkeypatch, missing):
+    """The page has what the matrix has; a star stands for none that is expected by its exact version."""
+    monkeypatch.setattr(tool, "PAGE", tmp_path / "versions.md")
+    monkeypatch.setattr(tool, "page_of", lambda runs: f"a page of {len(runs)}")
+    for name, (sqlalchemy, which) in {"a": ("2.0.0", "quick"), "b": ("2.0.57", "all")}.items():
+        run = {"python": "3.12.1", "sqlalchemy": sqlalchemy, "which": which, "tests": {"passed": 1}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    there = ["3.12/2.0.0/quick", "3.12/2.0.*/all"]
+
+    if missing is None:
+        tool.main(tmp_path, there)
+        assert (tmp_path / "versions.md").read_text() == "a page of 2"
+    else:
+        with pytest.raises(SystemExit, match=rf"^no results in .* of {re.escape(missing)}$"):
+            tool.main(tmp_path, [*there, missing])
+        assert not (tmp_path / "versions.md").exists()
 
 
 def test_a_run_with_a_failure_makes_no_page(tool, tmp_path, monkeypatch):
@@ -116,6 +145,6 @@ def test_a_run_with_a_failure_makes_no_page(tool, tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps(run))
 
     with pytest.raises(SystemExit, match=r"Python 3\.13\.0, SQLAlchemy 2\.1\.9"):
-        tool.main(tmp_path)
+        tool.main(tmp_path, ["3.13/2.1.*/all"])
 
     assert not (tmp_path / "versions.md").exists()

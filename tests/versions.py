@@ -1,13 +1,14 @@
 """
 What a test run has verified, as a file: with ``SIT_VERSIONS=DIRECTORY`` in the environment each run leaves one there.
 
-``python docs/tools/versions.py DIRECTORY`` makes docs/versions.md of them.
+``SIT_TESTS`` says which tests it was. ``nox -s versions -- DIRECTORY`` makes docs/versions.md of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import platform
 from collections import Counter
 from datetime import UTC, datetime
@@ -76,12 +77,15 @@ class VersionsReport:
             "package": version("sa-isolated-tasks"),
             "python": platform.python_version(),
             "sqlalchemy": sa.__version__,
+            "greenlet": version("greenlet"),
+            "which": os.environ.get("SIT_TESTS", "some"),
             "tests": Counter(self.outcomes.values()),
             "reasons": self.reasons,
             "databases": [self.row(found) for found in self.databases.found if found.url is not None],
         }
         self.directory.mkdir(parents=True, exist_ok=True)
-        target = self.directory / f"python{result['python']}-sqlalchemy{result['sqlalchemy']}.json"
+        name = f"python{result['python']}-sqlalchemy{result['sqlalchemy']}-{result['which']}.json"
+        target = self.directory / name.replace(" ", "-")
         target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     def row(self, found):

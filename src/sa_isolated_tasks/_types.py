@@ -55,6 +55,7 @@ class TaskState(enum.Enum):
 
     @property
     def ended(self) -> bool:
+        """Whether nothing more will happen."""
         # By identity: an enum's hash is a function in Python, and this is asked several times for each unit.
         return not (self is TaskState.RUNNING or self is TaskState.QUEUED or self is TaskState.WAITING)
 
