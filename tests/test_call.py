@@ -207,6 +207,38 @@ async def test_a_call_that_is_cancelled_before_its_first_step_opens_nothing(sqli
     assert records == []
 
 
+@pytest.mark.parametrize("how", ["awaited", "in a task", "cancelled inside"])
+async def test_a_call_in_the_clean_up_of_a_cancelled_task_commits(Session, engine, names_in_table, how):
+    """The cancellation came before the call, and is none of it; one that comes in the body is."""
+
+    @isolated_session(Session)
+    async def add(session: AsyncSession, name: str) -> None:
+        session.add(Item(name=name))
+        await session.flush()
+        if how == "cancelled inside":
+            asyncio.current_task().cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if how == "in a task":
+                await asyncio.create_task(add("a"))
+            else:
+                await add("a")
+            raise
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ([] if how == "cancelled inside" else ["a"]) == await names_in_table(engine)
+
+
 async def test_a_call_inside_a_timeout_fails_with_it(LiteSession, sqlite_engine, names_in_table):
     """``asyncio.timeout`` around a call turns its cancellation into ``TimeoutError``; the unit is rolled back."""
 

@@ -60,3 +60,11 @@ async def test_a_helper_of_a_unit_that_has_ended_does_not_stand_before_a_unit(sl
         waiters.tell(1)
 
         assert (first.done(), second.done()) == (False, True)
+
+
+async def test_who_waits_from_outside_waits_for_units_that_wait(slots):
+    """They go on soon, but have not ended."""
+    waiters = QuietWaiters(slots)
+    with waiters.joined_by(Seat(slots)), waiters.joined_by(Seat(slots)):
+        assert waiters.is_quiet(2, None) is False
+        assert waiters.is_quiet(0, None) is True
