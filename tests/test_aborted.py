@@ -349,24 +349,55 @@ async def insert_one(session, name):
 def test_an_error_of_a_connection_that_was_given_up_is_none(tmp_path):
     """It has no driver to be asked; nor has what was no error, such as a cancellation."""
     with sa.create_engine(f"sqlite:///{tmp_path}/own.db").connect() as connection:
+        transaction = connection.begin()
+        _aborted.note_begin(connection)
         connection.invalidate()
 
         _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
         _aborted._note(SimpleNamespace(connection=connection, original_exception=asyncio.CancelledError()))
+        transaction.rollback()
 
         assert not _aborted._errors
 
 
+class Connection:
+    """As much of one as is looked at."""
+
+    invalidated = False
+    connection = SimpleNamespace(driver_connection=object())
+
+    def __init__(self, dialect):
+        self.dialect = SimpleNamespace(name=dialect)
+
+
 def test_a_driver_that_counts_no_changes_begins_all_the_same():
     """There are others that speak SQLite, and every session of the process is listened to."""
-
-    class Connection:
-        dialect = SimpleNamespace(name="sqlite")
-        connection = SimpleNamespace(driver_connection=object())
-        invalidated = False
-
-    connection = Connection()
+    connection = Connection("sqlite")
     _aborted.note_begin(connection)
     _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
 
     assert not _aborted._errors
+
+
+def test_an_error_is_kept_as_long_as_its_connection():
+    """Nobody has ended its transaction by then."""
+    connection = Connection("postgresql")
+    _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
+    kept = len(_aborted._errors)
+    del connection
+    gc.collect()
+
+    assert (kept, len(_aborted._errors)) == (1, 0)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["the first", "the second"])
+def test_one_of_several_connections_is_enough(order):
+    """A session may have one to each engine, and its commit is that of all."""
+    connections = [Connection("mysql"), Connection("mysql")]
+    _aborted._note(SimpleNamespace(connection=connections[0], original_exception=OSError(_aborted._DEADLOCK)))
+
+    reason = _aborted.reason_of_abortion(connections[::order])
+    _aborted.forget_errors(connections)
+
+    assert isinstance(reason, AbortedTransactionError)
+    assert _aborted.reason_of_abortion(connections) is None
