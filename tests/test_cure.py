@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import gc
-import inspect
 import linecache
 import re
 import sys
@@ -306,9 +305,9 @@ class Snippets:
 
     def _close_coroutines(self):
         """Those that a snippet has made and that were refused: nobody will ever await them."""
-        for each in gc.get_objects():
-            if inspect.iscoroutine(each) and each.cr_code.co_filename.startswith(str(self._directory)):
-                each.close()
+        for coroutine in [each for each in gc.get_objects() if type(each) is types.CoroutineType]:
+            if coroutine.cr_code.co_filename.startswith(str(self._directory)):
+                coroutine.close()
 
     async def cured(self, body, kind=SessionPassedError):
         """The cure, after it has been seen to work."""
@@ -322,6 +321,14 @@ class Snippets:
         assert place[3] == lines[int(place[2]) - 1].strip()
         assert await self.run(Reader(source, error.cure).apply()) == 1
         return error.cure
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_new_objects():
+    """Are looked at, several hundred times: there are half a million old ones."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
