@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+from unittest.mock import MagicMock
 
 from sa_isolated_tasks._suspended import awaited_by, groups_being_left, groups_that_cancelled, has_run_out
 
@@ -49,6 +51,52 @@ async def test_what_is_awaited_is_seen_through_a_generator_as_an_await():
         await Awaitable()
 
     assert await names_in(work(), started) == ["work", "__await__", "inner", "wait"]
+
+
+def test_what_answers_to_any_name_is_the_end_of_the_chain():
+    """As a mock does."""
+    steps = MagicMock()
+    steps.__iter__.return_value = steps
+    steps.__next__.return_value = None
+
+    class Awaitable:
+        def __await__(self):
+            return steps
+
+    async def work():
+        await Awaitable()
+
+    coroutine = work()
+    coroutine.send(None)
+    chain = list(itertools.islice(awaited_by(coroutine), 3))
+    coroutine.close()
+
+    assert chain == [coroutine, steps]
+
+
+def test_what_a_coroutine_refers_to_is_asked_nothing():
+    """A proxy of a web framework raises, outside of a request, whatever it is asked for."""
+
+    class Proxy:
+        def __getattr__(self, name):
+            raise RuntimeError(f"outside of a request: {name}")
+
+    class Turn:
+        def __await__(self):
+            yield
+
+    async def work(proxy):
+        local = [proxy, Proxy()].pop()
+        await Turn()
+        return local
+
+    coroutine = work(Proxy())
+    coroutine.send(None)
+    chain = list(awaited_by(coroutine))
+
+    assert not has_run_out(chain)
+    assert groups_that_cancelled(chain) == []
+    coroutine.close()
 
 
 async def names_in(coroutine, started):

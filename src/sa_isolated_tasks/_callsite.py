@@ -150,7 +150,7 @@ def innermost_line(chain: Iterable[Any]) -> str:
     line = ""
     for awaiting in chain:
         frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
-        if frame is not None and not _is_own(frame):
+        if isinstance(frame, FrameType) and not _is_own(frame):
             if str(frame.f_globals.get("__name__")).partition(".")[0] in _LIBRARIES:
                 break
             line = f"{frame.f_code.co_filename}:{frame.f_lineno}"

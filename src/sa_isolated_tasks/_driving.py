@@ -17,6 +17,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
+from types import CoroutineType
 from typing import Any, TypeVar, final
 
 import sqlalchemy
@@ -225,8 +226,7 @@ def _is_of_the_body(awaiting: Any) -> bool:
 
 
 def _filename_of(awaiting: Any) -> str:
-    code = getattr(awaiting, "cr_code", None)
-    return "" if code is None else code.co_filename
+    return awaiting.cr_code.co_filename if type(awaiting) is CoroutineType else ""
 
 
 def _is_in_a_call(coroutine: Any) -> bool:
@@ -241,11 +241,11 @@ def _is_in_a_call(coroutine: Any) -> bool:
     is_inside = False
     # In one loop, and without a function for each link: on SQLite this is asked at every suspension.
     for awaiting in awaited_by(coroutine):
-        code = getattr(awaiting, "cr_code", None)
-        if code is not None and code.co_filename.startswith(_SQLALCHEMY):
+        filename = awaiting.cr_code.co_filename if type(awaiting) is CoroutineType else ""
+        if filename.startswith(_SQLALCHEMY):
             is_inside = True
         elif is_inside:
-            return code is None or not code.co_filename.startswith(_ASYNCIO)
+            return not filename.startswith(_ASYNCIO)
     return is_inside
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterable, Iterator
+from types import CoroutineType, MethodType
 from typing import Any
 
 __all__ = ["awaited_by", "groups_being_left", "groups_that_cancelled", "has_run_out"]
 
-# Where an async generator and a generator, which an `__await__` may be, say what they wait for.
-_ELSEWHERE = ("ag_await", "gi_yieldfrom")
+# Where a coroutine that is not Python's own, an async generator, and a generator, which an `__await__` may be, say what
+# they wait for.
+_ELSEWHERE = ("cr_await", "ag_await", "gi_yieldfrom")
 # What CPython puts between an `await` and the coroutine or async generator behind it.
 _WRAPPERS = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
-
-
-def _is_a_link(held: object) -> bool:
-    return type(held).__name__ in _WRAPPERS or any(hasattr(held, name) for name in ("cr_await", *_ELSEWHERE))
 
 
 def awaited_by(coroutine: Any) -> Iterator[Any]:
@@ -24,17 +22,25 @@ def awaited_by(coroutine: Any) -> Iterator[Any]:
     awaiting = coroutine
     while awaiting is not None:
         yield awaiting
-        try:
-            awaiting = awaiting.cr_await
-        except AttributeError:
-            awaiting = _awaited_by_another(awaiting)
+        awaiting = awaiting.cr_await if type(awaiting) is CoroutineType else _awaited_by_another(awaiting)
 
 
 def _awaited_by_another(awaiting: Any) -> Any:
-    """What is awaited by something that is no coroutine."""
+    """What is awaited by something that is no coroutine of Python's."""
     if type(awaiting).__name__ in _WRAPPERS:
         return next(filter(_is_a_link, gc.get_referents(awaiting)), None)
-    return next((getattr(awaiting, name) for name in _ELSEWHERE if hasattr(awaiting, name)), None)
+    name = _attribute_of(awaiting)
+    return None if name is None else getattr(awaiting, name)
+
+
+def _is_a_link(held: object) -> bool:
+    return type(held).__name__ in _WRAPPERS or _attribute_of(held) is not None
+
+
+def _attribute_of(held: object) -> str | None:
+    # Q: Why ask the class? A: An object may answer to any name, and there would be no end to the chain:
+    # test_suspended.py::test_what_answers_to_any_name_is_the_end_of_the_chain.
+    return next((name for name in _ELSEWHERE if hasattr(type(held), name)), None)
 
 
 def has_run_out(chain: Iterable[Any]) -> bool:
@@ -62,5 +68,5 @@ def _entered(chain: Iterable[Any]) -> Iterator[object]:
     """
     for awaiting in chain:
         yield from groups_being_left([awaiting])
-        for held in gc.get_referents(awaiting):
-            yield getattr(held, "__self__", None)
+        # By the exact type: others, which may be anything that a coroutine refers to, are asked nothing.
+        yield from (held.__self__ for held in gc.get_referents(awaiting) if type(held) is MethodType)
