@@ -233,6 +233,35 @@ async def test_an_error_while_rows_are_streamed_counts(postgresql_engine, names_
     assert (handle.outcome, await names_in_table(postgresql_engine)) == (Outcome.ROLLED_BACK, [])
 
 
+async def test_a_connection_whose_rollback_fails_is_dropped(asyncpg, make_engine, names_in_table):
+    """A task that the body has left behind is using it: from the pool, its transaction would come to another."""
+    engine = make_engine(asyncpg, pool_size=1, max_overflow=0)
+    executing = asyncio.Event()
+    left = []
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _executing(_connection, _cursor, statement, *_):
+        if "pg_sleep" in statement:
+            executing.set()
+
+    async def work(session):
+        await session.execute(insert())
+        left.append(asyncio.create_task(session.execute(sa.text("select pg_sleep(60)"))))
+        await executing.wait()
+        raise ValueError
+
+    async with TaskScope(session_maker(engine), name="t") as scope:
+        handle = scope.spawn(work)
+    (result,) = await asyncio.gather(*left, return_exceptions=True)
+
+    assert isinstance(handle.exception(), ValueError)
+    assert "the rollback failed too: " in handle.exception().__notes__[0]
+    assert (isinstance(result, Exception), handle.outcome) == (True, Outcome.ROLLED_BACK)
+    assert (engine.pool.checkedout(), await names_in_table(engine)) == (0, [])
+    async with engine.begin() as connection:
+        await connection.execute(insert())
+
+
 # How SQLite takes a transaction back.
 TAKING_BACK = {
     "on conflict rollback": ("create table taken (name text constraint one unique on conflict rollback)",),
@@ -346,6 +375,11 @@ async def insert_one(session, name):
     await session.execute(insert(name))
 
 
+def note(connection, error):
+    """As SQLAlchemy tells of an error in a statement."""
+    _aborted._note(SimpleNamespace(connection=connection, original_exception=error, statement="select 1"))
+
+
 def test_an_error_of_a_connection_that_was_given_up_is_none(tmp_path):
     """It has no driver to be asked; nor has what was no error, such as a cancellation."""
     with sa.create_engine(f"sqlite:///{tmp_path}/own.db").connect() as connection:
@@ -353,8 +387,8 @@ def test_an_error_of_a_connection_that_was_given_up_is_none(tmp_path):
         _aborted.note_begin(connection)
         connection.invalidate()
 
-        _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
-        _aborted._note(SimpleNamespace(connection=connection, original_exception=asyncio.CancelledError()))
+        note(connection, OSError())
+        note(connection, asyncio.CancelledError())
         transaction.rollback()
 
         assert not _aborted._errors
@@ -374,7 +408,7 @@ def test_a_driver_that_counts_no_changes_begins_all_the_same():
     """There are others that speak SQLite, and every session of the process is listened to."""
     connection = Connection("sqlite")
     _aborted.note_begin(connection)
-    _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
+    note(connection, OSError())
 
     assert not _aborted._errors
 
@@ -382,7 +416,7 @@ def test_a_driver_that_counts_no_changes_begins_all_the_same():
 def test_an_error_is_kept_as_long_as_its_connection():
     """Nobody has ended its transaction by then."""
     connection = Connection("postgresql")
-    _aborted._note(SimpleNamespace(connection=connection, original_exception=OSError()))
+    note(connection, OSError())
     kept = len(_aborted._errors)
     del connection
     gc.collect()
@@ -394,7 +428,7 @@ def test_an_error_is_kept_as_long_as_its_connection():
 def test_one_of_several_connections_is_enough(order):
     """A session may have one to each engine, and its commit is that of all."""
     connections = [Connection("mysql"), Connection("mysql")]
-    _aborted._note(SimpleNamespace(connection=connections[0], original_exception=OSError(_aborted._DEADLOCK)))
+    note(connections[0], OSError(_aborted._DEADLOCK))
 
     reason = _aborted.reason_of_abortion(connections[::order])
     _aborted.forget_errors(connections)

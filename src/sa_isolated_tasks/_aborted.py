@@ -5,12 +5,15 @@ After an error PostgreSQL refuses every statement up to the end of the transacti
 which is no error: who has caught the first error commits, is told nothing, and has lost what was written. MariaDB takes
 everything back to end a deadlock, and lets the session begin anew; COMMIT keeps what came after it. So does SQLite when
 a statement that writes is interrupted, or where the schema says ON CONFLICT ROLLBACK.
+
+And those whose ROLLBACK fails, which nobody has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from sqlalchemy import event
@@ -19,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sa_isolated_tasks.exceptions import AbortedTransactionError, describe
 
-__all__ = ["forget_errors", "hear_errors", "note_begin", "reason_of_abortion"]
+__all__ = ["dropped_if_rollback_fails", "forget_errors", "hear_errors", "note_begin", "reason_of_abortion"]
 
 _REFUSING = {"postgresql", "cockroachdb"}
 _DEADLOCK = 1213
@@ -29,6 +32,8 @@ _DEADLOCK = 1213
 _errors: dict[weakref.ref[Connection], str] = {}
 # Of connections to SQLite: how many rows they had written when their last transaction began.
 _written_before: dict[weakref.ref[Connection], int] = {}
+# Of those that units are rolling back.
+_rolling_back: set[weakref.ref[Connection]] = set()
 
 
 def hear_errors() -> None:
@@ -46,6 +51,10 @@ def _note(context: Any) -> None:
     connection: Connection | None = context.connection
     if connection is None or connection.invalidated or not isinstance(context.original_exception, Exception):
         return
+    if context.statement is None and weakref.ref(connection) in _rolling_back:
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+        return
     dialect = connection.dialect.name
     if (
         dialect in _REFUSING
@@ -55,6 +64,22 @@ def _note(context: Any) -> None:
         # The first: to every statement after it PostgreSQL answers that there was one.
         noted = weakref.ref(connection, _connection_collected)
         _errors.setdefault(noted, describe(context.original_exception).partition("\n")[0])
+
+
+@contextlib.contextmanager
+def dropped_if_rollback_fails(connections: Iterable[Connection]) -> Generator[None]:
+    """
+    They are closed then, as if the database had gone.
+
+    Q: What does SQLAlchemy do? A: It gives them back to the pool, and whoever is next has the transaction of another:
+    test_aborted.py::test_a_connection_whose_rollback_fails_is_dropped.
+    """
+    ending = {weakref.ref(connection) for connection in connections}
+    _rolling_back.update(ending)
+    try:
+        yield
+    finally:
+        _rolling_back.difference_update(ending)
 
 
 def _connection_collected(noted: weakref.ref[Connection]) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar, final
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from sa_isolated_tasks._aborted import dropped_if_rollback_fails
 from sa_isolated_tasks._callsite import innermost_line
 from sa_isolated_tasks._driving import Driven
 from sa_isolated_tasks._factory import SessionFactory, adopt
@@ -187,7 +188,7 @@ class Unit(Generic[R]):
         except BaseException as error:
             if self._is_being_collected():
                 raise
-            await self._roll_back(session, error)
+            await self._roll_back(session, record, error)
             await self._close(session, error)
             raise
         sync = session.sync_session
@@ -289,12 +290,13 @@ class Unit(Generic[R]):
         finally:
             self._commit_seconds = perf_counter() - started
 
-    async def _roll_back(self, session: AsyncSession, error: BaseException) -> None:
+    async def _roll_back(self, session: AsyncSession, record: Record, error: BaseException) -> None:
         if not session.in_transaction():
             return
         self.phase = Phase.ROLLING_BACK
         try:
-            await self._timed(self._clean_up(session.rollback(), error))
+            with dropped_if_rollback_fails(record.connections):
+                await self._timed(self._clean_up(session.rollback(), error))
         except asyncio.CancelledError:
             pass  # it came during the rollback, which is complete; *error* ends the task just as well
         except BaseException as failure:  # noqa: BLE001 -- *error* made the rollback necessary, and is raised after it
